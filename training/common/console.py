@@ -1,0 +1,95 @@
+"""What the four command lines share: exit codes, one-line errors, dependency groups."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from training.common.errors import DvibError, MissingGroupError
+
+EXIT_DIFFERENT = 1
+"""A verification or a benchmark says *different*."""
+EXIT_BAD_INPUT = 2
+"""The input cannot be used; one line on stderr says why."""
+EXIT_VOID = 3
+"""A benchmark whose own controls failed."""
+EXIT_INCONCLUSIVE = 4
+"""A benchmark that cannot decide."""
+
+# One module per distribution that stands for its group: cheap to look up, installed by nothing else.
+_GROUP_MODULES: dict[str, tuple[str, ...]] = {
+    "training": ("torch", "torch_geometric", "polars", "sklearn", "safetensors", "yaml", "rich"),
+    "export": ("torch", "onnx", "onnxscript", "safetensors"),
+    "service": ("fastapi", "uvicorn", "orjson", "safetensors", "onnx"),
+    "cpu": ("faiss", "onnxruntime"),
+}
+_EXCLUSIVE = (("faiss-cpu", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu"))
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def require_groups(*groups: str) -> None:
+    """Check that optional dependency groups are installed, without importing them.
+
+    Args:
+        groups: Names out of ``training``, ``export``, ``service`` and ``cpu`` (which the ``gpu`` group satisfies too).
+
+    Raises:
+        MissingGroupError: A module of a group is missing, or the ``cpu`` and ``gpu`` groups are installed together.
+    """
+    for cpu, gpu in _EXCLUSIVE:
+        if _installed(cpu) and _installed(gpu):
+            raise MissingGroupError(
+                f"{cpu} and {gpu} are both installed and overwrite each other's files; "
+                f"run: pip uninstall -y {cpu} {gpu} && pip install 'dvib[cpu]' (or 'dvib[gpu]')"
+            )
+    for group in groups:
+        missing = [name for name in _GROUP_MODULES[group] if importlib.util.find_spec(name) is None]
+        if missing:
+            alternative = " (or 'dvib[gpu]')" if group == "cpu" else ""
+            raise MissingGroupError(
+                f"this command needs {', '.join(missing)}; run: pip install 'dvib[{group}]'{alternative}"
+            )
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """Return a typer application with the project's common behaviour."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run(program: str, load_app: Callable[[], typer.Typer], arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and turn every expected error into one line and exit code 2.
+
+    Args:
+        program: The name shown in usage and errors.
+        load_app: Imports and returns the application; called here so that a missing group is reported like any error.
+        arguments: The command's arguments; ``sys.argv[1:]`` by default.
+    """
+    try:
+        result = load_app()(args=arguments, prog_name=program, standalone_mode=True)
+    except DvibError as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"{program}: {line}\n")
+        raise SystemExit(EXIT_BAD_INPUT) from error
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted\n")
+        raise SystemExit(130) from None
+    if isinstance(result, int):
+        raise SystemExit(result)

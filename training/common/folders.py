@@ -1,0 +1,99 @@
+"""Folders that exist whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two paths in one step (renameat2 with RENAME_EXCHANGE; Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    renameat2 = getattr(libc, "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, "renameat2 is not available")
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(second))
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put ``fresh`` in the place of the existing ``target``; afterwards ``fresh`` holds what is to be deleted."""
+    try:
+        _exchange(fresh, target)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
+            raise
+        # Without an atomic exchange the old folder survives beside the target should we die between the two renames.
+        retired = fresh.with_name(fresh.name + ".old")
+        target.rename(retired)
+        fresh.rename(target)
+        retired.rename(fresh)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Fill a temporary folder that takes the place of ``target`` when the block ends without an error.
+
+    Whoever looks at ``target`` sees the previous folder or the new one, never a mixture, also after a kill. A folder
+    left by a killed process is removed the next time the same target is written.
+
+    Args:
+        target: The folder to create or replace. Its parent is created.
+
+    Yields:
+        The temporary folder, beside ``target``.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.tmp-"
+    for leftover in target.parent.glob(prefix + "*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        for path in fresh.rglob("*"):
+            fsync_path(path)
+        fsync_path(fresh)
+        if target.exists():
+            _swap(fresh, target)
+        else:
+            fresh.rename(target)
+        fsync_path(target.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file through a temporary file and a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -33,9 +34,7 @@ class StringTable:
             raise ValueError("a string table needs uint8 bytes and int64 offsets and order")
         if rows < 0 or offsets[0] != 0 or offsets[-1] != len(blob) or bool(np.any(np.diff(offsets) < 0)):
             raise ValueError("a string table's offsets must ascend from 0 to the number of bytes")
-        if len(order) != rows or (
-            rows and (order.min() < 0 or order.max() >= rows or len(np.unique(order)) != rows)
-        ):
+        if len(order) != rows or (rows and (order.min() < 0 or order.max() >= rows or len(np.unique(order)) != rows)):
             raise ValueError("a string table's order must be a permutation of its rows")
         self._blob = blob
         self.offsets = offsets
@@ -59,9 +58,9 @@ class StringTable:
             ValueError: The arrays do not fit together.
         """
         return cls(
-            np.asarray(arrays[f"{prefix}.bytes"]),  # type: ignore[arg-type]
-            np.asarray(arrays[f"{prefix}.offsets"]),  # type: ignore[arg-type]
-            np.asarray(arrays[f"{prefix}.order"]),  # type: ignore[arg-type]
+            np.asarray(arrays[f"{prefix}.bytes"]),
+            np.asarray(arrays[f"{prefix}.offsets"]),
+            np.asarray(arrays[f"{prefix}.order"]),
         )
 
     def to_arrays(self, prefix: str) -> dict[str, NDArray[np.generic]]:
@@ -100,7 +99,7 @@ class StringTable:
     def first_duplicate(self) -> str | None:
         """Return a string that occurs in more than one row, or None."""
         ranked = [self._bytes_at(int(row)) for row in self.order]
-        for left, right in zip(ranked, ranked[1:], strict=False):
+        for left, right in pairwise(ranked):
             if left == right:
                 return left.decode("utf-8")
         return None

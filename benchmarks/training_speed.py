@@ -1,0 +1,113 @@
+"""Seconds per epoch without DVIB, with DVIB, and of a plain reference loop, interleaved within one run."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks.reference_loops import reference_for
+from benchmarks.shapes import synthetic_dataset
+from training.build import build_objective
+from training.config import Preset, build_config
+from training.data.dataset import Dataset
+from training.dvib.config import Variant
+from training.trainer import EpochRunner, resolve_device
+
+BLOCK = 10
+"""Steps timed at a stretch before the next arm has its turn."""
+
+
+class Arm:
+    """One way to train, timed block by block.
+
+    Args:
+        epoch: Starts an epoch: its number → an iterator that makes one step for each value taken.
+        steps: Steps in an epoch.
+    """
+
+    def __init__(self, epoch: Callable[[int], Iterator[Any]], steps: int) -> None:
+        self._epoch = epoch
+        self._blocks = -(-steps // BLOCK)
+        self._current: Iterator[Any] = iter(())
+        self.times: list[list[float]] = [[] for _ in range(self._blocks)]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in an epoch."""
+        return self._blocks
+
+    def run_block(self, epoch: int, block: int, *, keep: bool) -> None:
+        """Make the steps of one block; the first includes shuffling and negatives, which belong to an epoch."""
+        started = time.perf_counter()
+        if block == 0:
+            self._current = self._epoch(epoch)
+        for _ in itertools.islice(self._current, BLOCK):
+            pass
+        if keep:
+            self.times[block].append(time.perf_counter() - started)
+
+    def seconds_per_epoch(self) -> float:
+        """Sum over the blocks of an epoch of each block's median time."""
+        return sum(statistics.median(times) for times in self.times)
+
+
+def _runner(dataset: Dataset, model: str, variant: Variant, preset: Preset, device: str) -> EpochRunner:
+    config = build_config(model_name=model, dataset=dataset.name, variant=variant, preset=preset)
+    chosen = resolve_device(device)
+    return EpochRunner(build_objective(config, dataset).to(chosen), config, dataset, chosen)
+
+
+def measure(
+    shape: str,
+    model: str,
+    *,
+    variant: Variant = "adaptive",
+    preset: Preset = "paper",
+    epochs: int = 5,
+    device: str = "cpu",
+    on_epoch: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Time the arms over the same synthetic data.
+
+    Args:
+        shape: A key of ``benchmarks.shapes.SHAPES``.
+        model: The recommender.
+        variant: The DVIB arm.
+        preset: Its preset.
+        epochs: Timed epochs; one more before them warms up.
+        device: Where to train.
+        on_epoch: Called after each round of epochs.
+
+    Returns:
+        The document that ``--json`` writes.
+    """
+    dataset = synthetic_dataset(shape)
+    plain = _runner(dataset, model, "none", preset, device)
+    dvib = _runner(dataset, model, variant, preset, device)
+    arms = {"none": Arm(plain.steps_of, plain.steps), "dvib": Arm(dvib.steps_of, dvib.steps)}
+    reference = reference_for(plain)
+    if reference is not None:
+        arms["reference_loop"] = Arm(lambda epoch: reference.steps_of(plain.triples(epoch)), plain.steps)
+    for epoch in range(epochs + 1):
+        for block in range(arms["none"].blocks):
+            for arm in arms.values():
+                arm.run_block(epoch + 1, block, keep=epoch > 0)
+        if on_epoch is not None:
+            on_epoch()
+    seconds = {name: arm.seconds_per_epoch() for name, arm in arms.items()}
+    return {
+        "model": model,
+        "shape": shape,
+        "variant": variant,
+        "preset": preset,
+        "device": device,
+        "epochs": epochs,
+        "steps_per_epoch": plain.steps,
+        "seconds_per_epoch": seconds,
+        "ratio_dvib": seconds["dvib"] / seconds["none"],
+        "ratio_reference": seconds["reference_loop"] / seconds["none"] if reference is not None else None,
+        "block_seconds": {name: arm.times for name, arm in arms.items()},
+    }

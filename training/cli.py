@@ -1,0 +1,179 @@
+"""The ``dvib-train`` commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training.build import build_model
+from training.checkpoint import BEST, CheckpointInfo, load_checkpoint
+from training.common.allocator import keep_freed_memory
+from training.common.console import make_app
+from training.common.errors import CheckpointError, ConfigError
+from training.common.folders import write_atomically
+from training.config import build_config
+from training.data.fetch import fetch_default
+from training.data.load import load_dataset
+from training.evaluation import DEFAULT_KS, METRICS, EvaluationSet, evaluate, popularity_scorer
+from training.reporting import ConsoleReporter
+from training.resume import LAST
+from training.trainer import Trainer, evaluate_model, resolve_device
+
+app = make_app("Train multimodal recommenders, plain or with DVIB, and evaluate them.")
+output = Console()
+messages = Console(stderr=True)
+
+
+class VariantChoice(StrEnum):
+    """Values of ``--dvib``."""
+
+    none = "none"
+    constant = "constant"
+    adaptive = "adaptive"
+
+
+class PresetChoice(StrEnum):
+    """Values of ``--preset``."""
+
+    paper = "paper"
+    reference = "reference"
+
+
+class SplitChoice(StrEnum):
+    """Values of ``--split``."""
+
+    valid = "valid"
+    test = "test"
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", envvar="DVIB_DATA", help="Folder that holds DATASET/; without it, ml-100k is fetched and cached."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+
+
+def _configure() -> None:
+    keep_freed_memory()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+
+
+@app.command(
+    epilog="Examples: `dvib-train fit --dvib adaptive --out runs/dvib`; "
+    "`dvib-train fit --dataset tiktok --data-dir DATA --out runs/t --set training.learning_rate=0.01`; "
+    "`dvib-train fit --out runs/dvib --dvib adaptive --resume`"
+)
+def fit(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
+    model: Annotated[str, typer.Option("--model", help="The recommender.")] = "vbpr",
+    dvib: Annotated[VariantChoice, typer.Option("--dvib", help="Plain, DVIB_c or DVIB_a.")] = VariantChoice.none,
+    preset: Annotated[
+        PresetChoice, typer.Option("--preset", help="The published mathematics, or the authors' code's.")
+    ] = PresetChoice.paper,
+    dataset: Annotated[str, typer.Option("--dataset", help="Name of the data set.")] = "ml-100k",
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Most epochs to train.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run.")] = None,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or start it.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew over an existing run.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one key, for example dvib.gamma_d=0.5.")
+    ] = None,
+) -> None:
+    """Train a model into a checkpoint, with early stopping on validation."""
+    overrides = list(settings or [])
+    overrides += [f"training.epochs={epochs}"] if epochs is not None else []
+    overrides += [f"training.seed={seed}"] if seed is not None else []
+    config = build_config(
+        model_name=model, dataset=dataset, variant=dvib.value, preset=preset.value, overrides=overrides
+    )
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; choose one")
+    if not (resume or overwrite) and ((out / LAST).exists() or (out / BEST).exists()):
+        raise CheckpointError(f"{out} already holds a run; pass --resume to continue it or --overwrite to train anew")
+    _configure()
+    chosen = resolve_device(device)
+    data = load_dataset(dataset, data_dir, config.data)
+    if overwrite:
+        # The old checkpoint itself stays until the first better one takes its place.
+        shutil.rmtree(out / LAST, ignore_errors=True)
+    with ConsoleReporter(messages, config) as reporter:
+        trainer = Trainer(config, data, out, device=chosen, reporter=reporter)
+        info = trainer.fit(resume=resume)
+    scores = {config.model_name if dvib is VariantChoice.none else f"{model} + DVIB {dvib.value}": info.metrics["test"]}
+    output.print(
+        f"{out}: best epoch {info.epoch} of {len(info.history)}, "
+        f"validation {config.training.monitor} {info.metrics['valid'][config.training.monitor]:.4f}"
+    )
+    test = EvaluationSet.of(data, "test")
+    scores["popularity"] = evaluate(popularity_scorer(data), test, data.n_items, DEFAULT_KS)
+    output.print(_metrics_table("test", scores, (10, 20)))
+
+
+@app.command("evaluate", epilog="Example: `dvib-train evaluate runs/dvib --split test --json reports/dvib.json`")
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint's folder.")],
+    split: Annotated[SplitChoice, typer.Option("--split", help="Which interactions to predict.")] = SplitChoice.test,
+    cutoffs: Annotated[list[int] | None, typer.Option("--k", min=1, help="Cut-off; repeat for several.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all metrics to this file.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Evaluate a checkpoint by full ranking, beside the popularity ranking."""
+    _configure()
+    chosen = resolve_device(device)
+    checkpoint = load_checkpoint(run)
+    data = checkpoint.dataset
+    ks = tuple(sorted(set(cutoffs or DEFAULT_KS)))
+    beyond = [k for k in ks if k > data.n_items]
+    if beyond:
+        raise ConfigError(f"--k {beyond[0]} exceeds the catalogue of {data.n_items} items")
+    prepared = EvaluationSet.of(data, split.value, chosen)
+    model = build_model(checkpoint.info.config, data)
+    model.load_state_dict(checkpoint.model)
+    model.to(chosen).eval()
+    scores = {
+        _label(checkpoint.info): evaluate_model(model, prepared, data.n_items, ks),
+        "popularity": evaluate(popularity_scorer(data, chosen), prepared, data.n_items, ks),
+    }
+    output.print(_metrics_table(split.value, scores, ks))
+    if json_file is not None:
+        document: dict[str, Any] = {
+            "run": str(run),
+            "split": split.value,
+            "users": len(prepared.users),
+            "metrics": scores[_label(checkpoint.info)],
+            "popularity": scores["popularity"],
+        }
+        write_atomically(json_file, json.dumps(document, indent=2) + "\n")
+
+
+@app.command()
+def fetch() -> None:
+    """Fetch the default data set (ml-100k) into the cache, checking its hashes."""
+    _configure()
+    output.print(f"ml-100k is in {fetch_default()}")
+
+
+def _label(info: CheckpointInfo) -> str:
+    variant = info.config.dvib.variant
+    return info.config.model_name if variant == "none" else f"{info.config.model_name} + DVIB {variant}"
+
+
+def _metrics_table(split: str, scores: dict[str, dict[str, float]], ks: tuple[int, ...]) -> Table:
+    table = Table("", *METRICS, title=f"{split} split", title_justify="left")
+    for k in ks:
+        for label, metrics in scores.items():
+            shown = (metrics.get(f"{name}@{k}") for name in METRICS)
+            table.add_row(f"{label} @{k}", *("" if value is None else f"{value:.4f}" for value in shown))
+    return table

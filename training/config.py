@@ -1,0 +1,134 @@
+"""One run's complete configuration, put together from defaults, a preset and dotted overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.common.errors import ConfigError, nearest
+from training.data.options import DataOptions
+from training.dvib.config import DvibConfig, Variant
+from training.evaluation import METRICS
+from training.models import model_class
+
+Preset = Literal["paper", "reference"]
+SECTIONS = ("model", "dvib", "training", "data")
+
+
+class TrainingConfig(BaseModel):
+    """How the parameters are fitted. Defaults: MMRec's protocol (Adam, batches of 2048, Recall@20 on validation)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
+    batch_size: int = Field(2048, ge=1, description="training interactions per step")
+    epochs: int = Field(1000, ge=1, description="at most so many passes over the training interactions")
+    patience: int = Field(20, ge=1, description="stop after so many evaluations in a row without an improvement")
+    monitor: str = Field("recall@20", pattern=rf"^({'|'.join(METRICS)})@[1-9]\d*$", description="validation metric")
+    monitor_decimals: int | None = Field(
+        None, ge=1, description="round the metric before comparing, as MMRec does (4); null compares exactly"
+    )
+    seed: int = Field(999, ge=0, description="initial values, batches, negatives and noise (999 is MMRec's)")
+
+
+class RunConfig(BaseModel):
+    """Everything that determines a run's result, besides the data themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name: str
+    preset: Preset
+    dataset: str
+    model: dict[str, Any] = Field(description="the model's own hyper-parameters, complete")
+    dvib: DvibConfig
+    training: TrainingConfig
+    data: DataOptions
+
+
+def _preset_document(name: str) -> dict[str, Any]:
+    document = yaml.safe_load((files("training") / "presets" / f"{name}.yaml").read_text("utf-8"))
+    if not isinstance(document, dict):
+        raise ConfigError(f"preset {name} is not a mapping")
+    return document
+
+
+def _layers(document: Mapping[str, Any], model_name: str, dataset: str) -> Iterator[Mapping[str, Any]]:
+    """Yield a preset's settings from the general to the particular."""
+    yield {section: document[section] for section in SECTIONS if section in document}
+    yield document.get("models", {}).get(model_name, {})
+    particular = document.get("datasets", {}).get(dataset, {})
+    yield {section: particular[section] for section in SECTIONS if section in particular}
+    yield particular.get("models", {}).get(model_name, {})
+
+
+def _parse_override(text: str, known: Iterable[str]) -> tuple[str, str, Any]:
+    key, separator, value = text.partition("=")
+    key = key.strip()
+    if not separator:
+        raise ConfigError(f"--set wants key=value, got '{text}', for example --set training.learning_rate=0.003")
+    names = list(known)
+    if key not in names:
+        raise ConfigError(f"unknown key '{key}'{nearest(key, names)}")
+    section, _, name = key.partition(".")
+    try:
+        return section, name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: '{value}' is no YAML value") from error
+
+
+def known_keys(model_name: str) -> list[str]:
+    """Return every dotted key that ``--set`` takes for a model."""
+    schemas: dict[str, type[BaseModel]] = {
+        "model": model_class(model_name).Config,
+        "dvib": DvibConfig,
+        "training": TrainingConfig,
+        "data": DataOptions,
+    }
+    return [f"{section}.{name}" for section, schema in schemas.items() for name in schema.model_fields]
+
+
+def build_config(
+    *, model_name: str, dataset: str, variant: Variant = "none", preset: Preset = "paper", overrides: Iterable[str] = ()
+) -> RunConfig:
+    """Put a configuration together: defaults, preset, preset for this model, for this data set, overrides.
+
+    Args:
+        model_name: A key of ``training.models.MODELS``.
+        dataset: Name of the data set.
+        variant: ``none``, ``constant`` or ``adaptive``.
+        preset: ``paper`` or ``reference``.
+        overrides: ``section.key=value`` with YAML values.
+
+    Raises:
+        ConfigError: An unknown model or key (the message names the nearest), or a value out of range.
+    """
+    keys = known_keys(model_name)
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for layer in _layers(_preset_document(preset), model_name, dataset):
+        for section, values in layer.items():
+            unknown = [f"{section}.{name}" for name in values if f"{section}.{name}" not in keys]
+            if unknown:
+                raise ConfigError(f"preset {preset}: unknown key '{unknown[0]}'{nearest(unknown[0], keys)}")
+            sections[section].update(values)
+    for text in overrides:
+        section, name, value = _parse_override(text, keys)
+        sections[section][name] = value
+    sections["dvib"]["variant"] = variant
+    try:
+        return RunConfig.model_validate(
+            {
+                "model_name": model_name,
+                "preset": preset,
+                "dataset": dataset,
+                **sections,
+                "model": model_class(model_name).Config.model_validate(sections["model"]).model_dump(),
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r}") from error

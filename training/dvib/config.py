@@ -1,0 +1,51 @@
+"""The settings of DVIB. What ``paper`` and ``reference`` set is in ``training/presets``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Variant = Literal["none", "constant", "adaptive"]
+
+
+class DvibConfig(BaseModel):
+    """One instance describes the whole objective around a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variant: Variant = Field(
+        "none", description="none: the plain model; constant: DVIB_c, Eq. 11; adaptive: DVIB_a, Eq. 12"
+    )
+    sigma: float = Field(1e-3, ge=0, description="σ of Eq. 11, standard deviation of the constant perturbation")
+    net_phi_hidden: tuple[int, ...] = Field((32, 32), description="hidden widths of Net_φ, Eq. 14")
+    divergence: Literal["js", "ref_entropy"] = Field(
+        "js",
+        description="self-distillation: the Jensen–Shannon divergence of Eq. 10, or the entropy-like term "
+        "that the authors' code computes in its place",
+    )
+    distil_on: Literal["features", "scores"] = Field(
+        "features", description="softmax over the dimensions of Z, or over the items' scores of each user"
+    )
+    rows: Literal["batch", "all"] = Field(
+        "batch",
+        description="items that the two passes, the distillation and the regulariser cover: the batch's, or all",
+    )
+    mix: Literal["add", "convex"] = Field(
+        "add",
+        description="add: L0 + γ0·L0δ + γd·D + Lr (Eq. 8); convex: (1−γd)(L0 + γ0·L0δ) + γd·D + Lr (authors' code)",
+    )
+    gamma_0: float = Field(1.0, ge=0, description="γ0 of Eq. 9, weight of the loss of the perturbed pass")
+    gamma_d: float = Field(0.1, ge=0, description="γd of Eq. 10, weight of the self-distillation")
+    gamma_r: float = Field(1e-3, ge=0, description="γr of Eq. 13, weight of the regulariser (adaptive only)")
+    prior: float = Field(
+        0.5, gt=0, description="a: variance of the prior under eq13, its standard deviation under kl_std"
+    )
+    regulariser: Literal["eq13", "kl_std"] = Field("eq13", description="Eq. 13, or the authors' KL of two normals")
+    phi_is: Literal["std", "var"] = Field(
+        "std",
+        description="what Eq. 13 takes φ for: the noise's standard deviation (so φ² is the variance), or the variance",
+    )
+    decay_both: bool = Field(
+        False, description="count the model's weight decay in the perturbed pass too (authors' code)"
+    )

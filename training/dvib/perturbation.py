@@ -1,0 +1,52 @@
+"""δH: what the second pass adds to the hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def gaussian(hidden: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw δH = scale · ε with ε ~ N(0, I) (paper, Eq. 11 and 12).
+
+    Args:
+        hidden: float32 [rows, d].
+        scale: σ as float32 [1, 1], or φ as float32 [rows, 1].
+        generator: On the device of ``hidden``.
+
+    Returns:
+        float32 [rows, d].
+    """
+    noise = torch.empty_like(hidden).normal_(generator=generator)
+    return scale * noise
+
+
+class NetPhi(nn.Sequential):
+    """φ = Net_φ(H), one noise scale in (0, 1) per row (paper, Eq. 14; biases as in the authors' code).
+
+    Shapes:
+        input float32 [rows, width], output float32 [rows, 1], about 0.5 at the start.
+
+    Args:
+        width: Width of the hidden state.
+        hidden_widths: Widths of the layers between; the authors use 32, 32.
+        generator: For the initial weights (Xavier normal; biases zero).
+    """
+
+    def __init__(self, width: int, hidden_widths: Sequence[int], generator: torch.Generator) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([width, *hidden_widths, 1]):
+            layer = nn.Linear(inputs, outputs)
+            nn.init.xavier_normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.ReLU()]
+        layers[-1] = nn.Sigmoid()
+        super().__init__(*layers)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return φ."""
+        phi: Tensor = super().__call__(hidden)
+        return phi

@@ -1,0 +1,23 @@
+"""The models, one file each, and the one table that names them."""
+
+from __future__ import annotations
+
+from training.common.errors import ConfigError, nearest
+from training.models.base import Recommender
+from training.models.vbpr import VBPR
+
+MODELS: dict[str, type[Recommender]] = {
+    "vbpr": VBPR,
+}
+
+
+def model_class(name: str) -> type[Recommender]:
+    """Return the class of a model.
+
+    Raises:
+        ConfigError: There is no model of that name.
+    """
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise ConfigError(f"no model '{name}'{nearest(name, MODELS)}") from None

@@ -1,0 +1,175 @@
+"""What every recommender offers, and the values that pass between its parts.
+
+A model is three maps (paper, Eq. 1–3): ``H = f1(Fusion(M1..Mn))``, ``Z = f2(H)`` and ``loss = L0(f3(Z), Y)``. At
+inference each of the project's models scores by an inner product of a user and an item vector.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which users and items a forward pass is about; ``None`` stands for all of them, in order.
+
+    Attributes:
+        users: int64 [n_u], distinct user rows.
+        items: int64 [n_i], distinct item rows.
+    """
+
+    users: Tensor | None = None
+    items: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training triples, as positions within the rows of the forward pass they are scored by.
+
+    Attributes:
+        rows: The forward pass's users and items.
+        users: int64 [B], positions of the users in ``rows.users``.
+        positives: int64 [B], positions of the observed items in ``rows.items``.
+        negatives: int64 [B], positions of the sampled items in ``rows.items``.
+    """
+
+    rows: Rows
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+    @classmethod
+    def of(cls, users: Tensor, positives: Tensor, negatives: Tensor, *, all_items: bool = False) -> Self:
+        """Collect the distinct rows of a batch of triples.
+
+        Args:
+            users: int64 [B], user rows.
+            positives: int64 [B], item rows.
+            negatives: int64 [B], item rows.
+            all_items: Run the pass over the whole catalogue instead of the batch's items.
+        """
+        user_rows, user_positions = torch.unique(users, return_inverse=True)
+        if all_items:
+            return cls(Rows(user_rows, None), user_positions, positives, negatives)
+        item_rows, item_positions = torch.unique(torch.cat([positives, negatives]), return_inverse=True)
+        positive_positions, negative_positions = item_positions.split([len(positives), len(negatives)])
+        return cls(Rows(user_rows, item_rows), user_positions, positive_positions, negative_positions)
+
+    def user_weights(self) -> Tensor:
+        """Return how often each distinct user occurs, as shares that sum to one; float32 [n_u]."""
+        count = int(self.rows.users.shape[0]) if self.rows.users is not None else int(self.users.max()) + 1
+        return torch.bincount(self.users, minlength=count).float() / len(self.users)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """H, the model's state between f1 and f2.
+
+    Attributes:
+        sites: The tensors that may be perturbed, each float32 [rows, width].
+        context: Tensors that f2 needs besides, passed through as they are.
+    """
+
+    sites: Mapping[str, Tensor]
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Z, the representations that f3 scores and the loss reads.
+
+    Attributes:
+        users: float32 [n_u, D].
+        items: float32 [n_i, D].
+        extra: Whatever else the model's loss needs.
+    """
+
+    users: Tensor
+    items: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class ModelConfig(BaseModel):
+    """Base of the models' hyper-parameters: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """What a model may know of the data.
+
+    Attributes:
+        n_users: Number of users, U.
+        n_items: Number of items, I.
+        features: Modality name → float32 [I, F_m].
+        edges: int64 [2, E], training interactions: user rows above, item rows below.
+    """
+
+    n_users: int
+    n_items: int
+    features: Mapping[str, Tensor]
+    edges: Tensor
+
+
+class Recommender(nn.Module, ABC):
+    """Base of all models. A model reads no file, picks no device and draws only from the generators it is given."""
+
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+
+    @abstractmethod
+    def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
+        """Create the parameters on the CPU.
+
+        Args:
+            config: An instance of the class's ``Config``.
+            data: Counts, features and training edges.
+            generator: CPU generator for the initial values.
+
+        Raises:
+            DataError: The data lacks what the model needs.
+        """
+        super().__init__()
+
+    @abstractmethod
+    def hidden(self, rows: Rows) -> Hidden:
+        """Compute H = f1(Fusion(M1..Mn)) for the given rows (a graph model may compute all and ignore them)."""
+
+    @abstractmethod
+    def represent(self, hidden: Hidden) -> Latent:
+        """Compute Z = f2(H). Called a second time with perturbed sites by whoever wants that."""
+
+    @abstractmethod
+    def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
+        """Return L0's terms by name, each a scalar to be added, without weight decay."""
+
+    def regulariser(self, latent: Latent, batch: Batch) -> Tensor | None:
+        """Return the weighted weight decay, a scalar that belongs to L0, or None where the model has none."""
+        del latent, batch
+        return None
+
+    @abstractmethod
+    def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
+        """Return user vectors [n_u, D] and item vectors [n_i, D] with ``score(u, i) = <users[u], items[i]>``."""
+
+    def encode_items(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return vectors [n, D] of items that were not there in training, from features alone.
+
+        Args:
+            features: Modality name → float32 [n, F_m].
+
+        Raises:
+            NotImplementedError: The model cannot place an unseen item.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no content path for unseen items")
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """Return user vectors [U, D] and item vectors [I, D] as they are used for ranking and serving."""
+        return self.towers(self.represent(self.hidden(Rows())))

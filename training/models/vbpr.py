@@ -1,0 +1,102 @@
+"""VBPR: visual Bayesian personalised ranking, extended to any set of modalities.
+
+He and McAuley, "VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback", AAAI 2016, in the form of the MMRec
+toolbox, which the DVIB paper builds on: the features of all modalities are concatenated and projected together.
+
+    H_i = W [m_1i ‖ … ‖ m_ni] + b          [I, d]      f1, fusion
+    e_i = [Q_i ‖ H_i]                      [I, 2d]     f2
+    score(u, i) = <P_u, e_i>                           f3
+
+    L0 = BPR + λ (‖P_u‖ + ‖e_pos‖ + ‖e_neg‖) / B       over the rows of a batch of B triples
+
+Shapes: users P [U, 2d], items Q [I, d], projection W [d, F] with F the sum of all feature widths.
+
+Defaults: d = 64 and the initial values (Xavier uniform for P and Q, Xavier normal for W, zero for b) are MMRec's; λ is
+the middle of MMRec's grid {2, 1, .1, .01, 1e-3, 1e-4, 1e-5}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.common.errors import ConfigError, DataError
+from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
+from training.models.layers import batch_norm_of, bpr_loss, margin, take
+
+
+class VBPRConfig(ModelConfig):
+    """Hyper-parameters of VBPR."""
+
+    dimension: int = Field(64, ge=1, description="d, width of the id half and of the feature half of an item vector")
+    regularisation: float = Field(0.01, ge=0, description="λ, weight of the embedding norms of a batch")
+    new_item_id: Literal["zero", "mean"] = Field(
+        "mean", description="id half of an item that was not there in training: zeros, or the mean over all items"
+    )
+
+
+class VBPR(Recommender):
+    """VBPR over concatenated modalities. See the module's text for formulas and sources."""
+
+    Config = VBPRConfig
+
+    def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
+        super().__init__(config, data, generator)
+        if not isinstance(config, VBPRConfig):
+            raise ConfigError(f"VBPR wants a VBPRConfig, got {type(config).__name__}")
+        if not data.features:
+            raise DataError("VBPR needs features of at least one modality, the data set has none; add NAME_feat.npy")
+        self.config = config
+        self.modalities = tuple(data.features)
+        features = torch.cat([data.features[name] for name in self.modalities], dim=1)  # [I, F]
+        self.register_buffer("features", features, persistent=False)
+        self.features: Tensor
+        d = config.dimension
+        self.users = nn.Parameter(torch.empty(data.n_users, 2 * d))
+        self.items = nn.Parameter(torch.empty(data.n_items, d))
+        self.weight = nn.Parameter(torch.empty(d, features.shape[1]))
+        self.bias = nn.Parameter(torch.zeros(d))
+        nn.init.xavier_uniform_(self.users, generator=generator)
+        nn.init.xavier_uniform_(self.items, generator=generator)
+        nn.init.xavier_normal_(self.weight, generator=generator)
+
+    def hidden(self, rows: Rows) -> Hidden:
+        """Project the features of the given items: one site ``fused`` [n_i, d]."""
+        fused = F.linear(take(self.features, rows.items), self.weight, self.bias)
+        return Hidden(
+            sites={"fused": fused},
+            context={"users": take(self.users, rows.users), "items": take(self.items, rows.items)},
+        )
+
+    def represent(self, hidden: Hidden) -> Latent:
+        """Append the projected features to the items' id embeddings."""
+        items = torch.cat([hidden.context["items"], hidden.sites["fused"]], dim=1)  # [n_i, 2d]
+        return Latent(users=hidden.context["users"], items=items)
+
+    def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
+        """Return the BPR term."""
+        return {"bpr": bpr_loss(margin(latent.users, latent.items, batch.users, batch.positives, batch.negatives))}
+
+    def regulariser(self, latent: Latent, batch: Batch) -> Tensor:
+        """Return λ times the sum of the norms of the batch's user, positive and negative matrices, over B."""
+        norms = (
+            batch_norm_of(latent.users, batch.users),
+            batch_norm_of(latent.items, batch.positives),
+            batch_norm_of(latent.items, batch.negatives),
+        )
+        return self.config.regularisation * torch.stack(norms).sum() / len(batch.users)
+
+    def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
+        """Return users [n_u, 2d] and items [n_i, 2d]: the representations themselves."""
+        return latent.users, latent.items
+
+    def encode_items(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return [id half ‖ projected features] [n, 2d] of unseen items."""
+        fused = F.linear(torch.cat([features[name] for name in self.modalities], dim=1), self.weight, self.bias)
+        average = self.items.mean(dim=0) if self.config.new_item_id == "mean" else torch.zeros_like(self.items[0])
+        return torch.cat([average.expand(fused.shape[0], -1), fused], dim=1)

@@ -1,0 +1,157 @@
+"""One bundle, ready to answer: user id in, recommended items out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import numpy as np
+
+from export.bundle import load_for_serving
+from service.ranking import Query, Ranked, Ranker
+from service.tower import UserTower
+from training.common.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from export.bundle import SeenItems, ServingBundle
+    from training.common.strings import StringTable
+
+Source = Literal["model", "popular", "history"]
+
+
+class Request(NamedTuple):
+    """A request as the engine sees it: ``k`` is at least 1."""
+
+    user_id: str
+    k: int
+
+
+class ScoredItem(NamedTuple):
+    """One recommended item; ``title`` is None where the data set has none."""
+
+    row: int
+    item_id: str
+    title: str | None
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """An answer, best item first, and where its order comes from."""
+
+    source: Source
+    items: list[ScoredItem]
+
+
+def _check_seen(seen: SeenItems) -> None:
+    """Counting and dropping seen items relies on each user's rows being distinct."""
+    ascending = np.diff(seen.items.astype(np.int64)) > 0
+    starts = seen.offsets[1:-1]
+    starts = starts[(starts > 0) & (starts < len(seen.items))]
+    ascending[starts - 1] = True  # between the last item of one user and the first of the next
+    if not ascending.all():
+        raise BundleError("the seen items of a user are not strictly ascending; export the bundle again")
+
+
+def _check_text(table: StringTable, what: str) -> None:
+    try:
+        for _ in table:
+            pass
+    except UnicodeDecodeError as error:
+        raise BundleError(f"the {what} are not valid UTF-8; export the bundle again") from error
+
+
+class Engine:
+    """Exact recommendations from one verified bundle. Not for concurrent use: one thread at a time.
+
+    Args:
+        bundle: What `export.bundle.load_for_serving` returned.
+        index_threads: Threads of one index search.
+
+    Attributes:
+        manifest: The bundle's self-description.
+
+    Raises:
+        BundleError: The graph or the index cannot be loaded or does not fit the rest of the bundle.
+    """
+
+    def __init__(self, bundle: ServingBundle, *, index_threads: int = 1) -> None:
+        _check_seen(bundle.seen)
+        _check_text(bundle.item_ids, "item ids")
+        _check_text(bundle.titles, "titles")
+        self.manifest = bundle.manifest
+        self._users = bundle.users
+        self._item_ids = bundle.item_ids
+        self._titles = bundle.titles
+        self._seen = bundle.seen
+        self._popularity = bundle.popularity
+        rows = np.arange(len(bundle.items))
+        self._popular: NDArray[np.int64] = np.lexsort((rows, -bundle.popularity))
+        self._tower = UserTower(bundle.user_tower, len(bundle.users), bundle.manifest.dimension)
+        self._ranker = Ranker(
+            bundle.index, bundle.items, largest_user_norm=self._tower.largest_norm, threads=index_threads
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, index_threads: int = 1) -> Self:
+        """Load a bundle folder.
+
+        Raises:
+            BundleError: The bundle is missing, altered or inconsistent; the message names the folder.
+        """
+        bundle = load_for_serving(folder)
+        try:
+            return cls(bundle, index_threads=index_threads)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
+
+    def recommend(self, user_id: str, k: int) -> Recommendation:
+        """Return the best ``min(k, unseen items)`` items for one user.
+
+        Args:
+            user_id: External id. An unknown user gets the most popular items and ``source`` says so.
+            k: At least 1.
+
+        Returns:
+            Items ordered by (score descending, item row ascending). Scores are inner products in float64, or counts
+            of training interactions for popular items.
+        """
+        return self.recommend_many([Request(user_id, k)])[0]
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+        """Answer many requests with one tower call and one index search (more only where ties demand it).
+
+        Each answer equals the one that `recommend` gives. That holds to the last bit where the tower computes each
+        user's vector independently of its batch, which a tower made of gathers does.
+
+        Args:
+            requests: Any users, repeated or not.
+
+        Returns:
+            One recommendation per request, in order.
+        """
+        users = [self._users.find(request.user_id) for request in requests]
+        known = [(user, request.k) for user, request in zip(users, requests, strict=True) if user is not None]
+        ranked: list[Ranked] = []
+        if known:
+            vectors = self._tower(np.array([user for user, _ in known], dtype=np.int64))
+            queries = [Query(vector, self._seen.of(user), k) for vector, (user, k) in zip(vectors, known, strict=True)]
+            ranked = self._ranker.top(queries)
+        answers = []
+        best = iter(ranked)
+        for user, request in zip(users, requests, strict=True):
+            if user is None:
+                rows = self._popular[: request.k]
+                answers.append(Recommendation("popular", self._items(rows, self._popularity[rows])))
+            else:
+                answers.append(Recommendation("model", self._items(*next(best))))
+        return answers
+
+    def _items(self, rows: NDArray[np.int64], scores: NDArray[np.generic]) -> list[ScoredItem]:
+        pairs: Iterable[tuple[int, float]] = zip(rows.tolist(), scores.tolist(), strict=True)
+        return [ScoredItem(row, self._item_ids[row], self._titles[row] or None, float(score)) for row, score in pairs]

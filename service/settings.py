@@ -1,0 +1,109 @@
+"""Settings of the service: command-line options first, then ``DVIB_SERVE_*`` variables, then these defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from training.common.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PREFIX = "DVIB_SERVE_"
+MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Settings(BaseSettings):
+    """Everything about a service process that is not in a bundle. Each field is also ``DVIB_SERVE_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    bundles: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="NAME=DIR or DIR, separated by commas"
+    )
+    default_k: int = Field(default=10, ge=1, description="items in a reply where the request names no k")
+    max_k: int = Field(default=1000, ge=1, le=100_000, description="largest k of a request")
+    max_id_bytes: int = Field(default=256, ge=1, le=65536, description="longest user id, in UTF-8 bytes")
+    max_batch: int = Field(default=64, ge=1, le=4096, description="most requests answered by one model call")
+    max_queue: int = Field(default=1024, ge=1, description="most requests waiting per model; more are refused")
+    index_threads: int = Field(default=1, ge=1, le=256, description="threads of one index search")
+    access_log: bool = Field(default=False, description="one line per request on stdout (holds user ids)")
+
+    @field_validator("bundles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _default_within_limit(self) -> Self:
+        if self.default_k > self.max_k:
+            raise ValueError(f"default_k {self.default_k} is above max_k {self.max_k}")
+        return self
+
+
+def load_settings(**options: object) -> Settings:
+    """Combine command-line options with the environment.
+
+    Args:
+        options: Fields of `Settings`; ``None`` stands for an option that was not given.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: A value is out of range or of the wrong type, or a ``DVIB_SERVE_*`` variable is unknown.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise ConfigError(f"unknown environment variable {name}{nearest(name.upper(), known)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise ConfigError(str(first["msg"])) from error
+        name = str(first["loc"][0])
+        source = "--" + name.replace("_", "-") if name in given else PREFIX + name.upper()
+        raise ConfigError(f"{source}: {first['msg']}, got {first['input']!r}") from error
+
+
+def parse_bundles(entries: Iterable[str]) -> dict[str, Path]:
+    """Read ``NAME=DIR`` entries; a bare ``DIR`` is named after its folder.
+
+    Args:
+        entries: What ``--bundle`` or ``DVIB_SERVE_BUNDLES`` named, in order.
+
+    Returns:
+        Model name to folder, in the same order: the first is the default model.
+
+    Raises:
+        ConfigError: No entry at all, an impossible or repeated name, or an empty folder.
+    """
+    bundles: dict[str, Path] = {}
+    for entry in entries:
+        name, separator, folder = entry.partition("=")
+        if not separator:
+            name, folder = Path(entry).absolute().name, entry
+        if not folder:
+            raise ConfigError(f"--bundle {entry!r} names no folder; wanted NAME=DIR")
+        if not MODEL_NAME.fullmatch(name):
+            raise ConfigError(
+                f"--bundle {entry!r}: the name {name!r} must be 1 to 64 letters, digits, '.', '_' or '-'; "
+                "wanted NAME=DIR"
+            )
+        if name in bundles:
+            raise ConfigError(f"--bundle {entry!r}: the name {name!r} is already taken by {bundles[name]}")
+        bundles[name] = Path(folder)
+    if not bundles:
+        raise ConfigError(f"no bundle to serve; pass --bundle NAME=DIR (or set {PREFIX}BUNDLES)")
+    return bundles

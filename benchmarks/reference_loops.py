@@ -41,7 +41,8 @@ class PlainVBPR(nn.Module):
         u, p, n = self.users[users], items[positives], items[negatives]
         bpr = -F.logsigmoid((u * p).sum(1) - (u * n).sum(1)).mean()
         norms = torch.linalg.norm(u) + torch.linalg.norm(p) + torch.linalg.norm(n)
-        return bpr + self.regularisation * norms / len(users)
+        total: Tensor = bpr + self.regularisation * norms / len(users)
+        return total
 
     def steps_of(self, batches: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Iterator[Tensor]:
         """Make one optimisation step for each value taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def synthetic_dataset(name: str, seed: int = 0) -> Dataset:
     pairs = generator.permutation(pairs)[:wanted]
     users, items = np.divmod(pairs, shape.n_items)
     bounds = np.cumsum([0, shape.n_train, shape.n_held_out, shape.n_held_out])
-    parts = [Interactions(users[a:b].copy(), items[a:b].copy()) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [Interactions(users[a:b].copy(), items[a:b].copy()) for a, b in pairwise(bounds)]
     return Dataset(
         name=f"{name}-shaped",
         user_ids=StringTable.of(str(row) for row in range(shape.n_users)),

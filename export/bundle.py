@@ -196,7 +196,7 @@ class BundleReader:
         unsafe = sorted(name for name in listed if "/" in name or "\0" in name or name in {"", ".", "..", MANIFEST})
         if unsafe:
             raise BundleError(f"{self.folder}: the manifest lists an impossible file name {unsafe[0]!r}")
-        present = set(os.listdir(self._directory)) - {MANIFEST}
+        present = set(os.listdir(self._directory)) - {MANIFEST}  # noqa: PTH208 (a descriptor, not a path)
         missing = sorted((listed | set(REQUIRED)) - present | (set(REQUIRED) - listed))
         if missing:
             raise BundleError(f"{self.folder}: {missing[0]} is missing; export the bundle again")

@@ -49,6 +49,14 @@ def _swap(fresh: Path, target: Path) -> None:
         retired.rename(fresh)
 
 
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove temporary folders whose process is gone."""
+    for leftover in parent.glob(prefix + "*"):
+        owner = leftover.name.removeprefix(prefix).partition("-")[0]
+        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder that takes the place of ``target`` when the block ends without an error.
@@ -65,13 +73,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.tmp-"
-    for leftover in target.parent.glob(prefix + "*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    _remove_leftovers(target.parent, prefix)
+    fresh = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
         yield fresh
         fresh.chmod(0o755)
         for path in fresh.rglob("*"):
+            # Whoever serves a bundle is seldom the user who made it, and some writers create private files.
+            path.chmod(0o755 if path.is_dir() else 0o644)
             fsync_path(path)
         fsync_path(fresh)
         if target.exists():

@@ -55,7 +55,7 @@ class NegativeSampler:
     def _propose(self, count: int, generator: torch.Generator) -> Tensor:
         device = self._candidates.device
         rows = torch.randint(len(self._candidates), (count,), generator=generator, device=device)
-        return self._candidates.index_select(0, rows)
+        return torch.index_select(self._candidates, 0, rows)
 
     def _owned(self, users: Tensor, items: Tensor) -> Tensor:
         keys = users * self._n_items + items

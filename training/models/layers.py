@@ -14,7 +14,7 @@ def take(table: Tensor, rows: Tensor | None) -> Tensor:
 
     ``embedding`` and not ``index_select``: the same result, but its backward pass runs in parallel (2.5 times faster).
     """
-    return table if rows is None else F.embedding(rows, table)
+    return table if rows is None else torch.embedding(table, rows)
 
 
 def bpr_loss(margins: Tensor) -> Tensor:

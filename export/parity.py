@@ -1,0 +1,164 @@
+"""Do two ways of computing the same scores agree, for every user? Needs neither torch nor training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+TOLERANCE = 2e-6
+"""Largest difference of a score, relative to the largest absolute score of the same user."""
+TOP_K = 20
+_BLOCK_SCORES = 4_000_000
+
+Scores = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""User rows int64 [b] → scores float32 [b, I]."""
+
+
+@dataclass
+class Agreement:
+    """How far one path is from the reference, over the users seen so far.
+
+    Attributes:
+        users: Users compared.
+        max_absolute: Largest difference of any score.
+        max_relative: The same, relative to that user's largest absolute score.
+        top_k_differing: Users whose top-k differs beyond ties, where scores within the tolerance count as tied.
+    """
+
+    users: int = 0
+    max_absolute: float = 0.0
+    max_relative: float = 0.0
+    top_k_differing: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every user agrees."""
+        return self.users > 0 and self.max_relative <= TOLERANCE and self.top_k_differing == 0
+
+    def add_scores(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> None:
+        """Compare the scores of a block of users, float32 [b, I] each."""
+        largest = np.abs(reference).max(axis=1)
+        difference = np.abs(reference.astype(np.float64) - other).max(axis=1)
+        self.users += len(reference)
+        self.max_absolute = max(self.max_absolute, float(difference.max()))
+        # Where every score is zero, any difference at all is infinite relative to it.
+        relative = np.divide(difference, largest, out=np.where(difference > 0, np.inf, 0.0), where=largest > 0)
+        # NaN anywhere must fail, and comparisons with NaN would let it pass.
+        self.max_relative = float(np.max([self.max_relative, np.nan_to_num(relative, nan=np.inf).max()]))
+
+    def add_lists(self, reference: NDArray[np.float32], items: NDArray[np.int64]) -> None:
+        """Compare best-first lists of items, int64 [b, k], with the reference scores float32 [b, I].
+
+        A list agrees if at every rank its item scores as much as the reference's item there, within the tolerance.
+        """
+        k = items.shape[1]
+        best = -np.sort(-np.partition(reference, -k, axis=1)[:, -k:], axis=1)
+        found = np.take_along_axis(reference, items, axis=1)
+        allowed = TOLERANCE * np.abs(reference).max(axis=1, keepdims=True)
+        repeated = (np.diff(np.sort(items, axis=1), axis=1) == 0).any(axis=1)
+        agrees = (np.abs(best.astype(np.float64) - found) <= allowed).all(axis=1) & ~repeated
+        self.top_k_differing += int((~agrees).sum())
+
+    def document(self) -> dict[str, int | float | bool]:
+        """Return the agreement as JSON values."""
+        return {
+            "passed": self.passed,
+            "users": self.users,
+            "max_absolute_error": self.max_absolute,
+            "max_relative_error": self.max_relative,
+            "top_k_differing_users": self.top_k_differing,
+        }
+
+
+def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_scores(data: bytes) -> Scores:
+    """Return the scores of a full graph, run by ONNX Runtime."""
+    opened = session(data)
+
+    def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = opened.run(["scores"], {"users": users})[0]
+        return scores
+
+    return run
+
+
+class TowersAndIndex:
+    """What a request runs: the user tower, then the FAISS index.
+
+    Args:
+        user_tower: Serialised ONNX graph.
+        index: A FAISS index over the item vectors.
+    """
+
+    def __init__(self, user_tower: bytes, index: faiss.Index) -> None:
+        self._tower = session(user_tower)
+        self._index = index
+        self._items: NDArray[np.float32] = index.reconstruct_n(0, index.ntotal)
+
+    def vectors(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return user vectors float32 [b, D]."""
+        vectors: NDArray[np.float32] = self._tower.run(["vectors"], {"users": users})[0]
+        return vectors
+
+    def scores(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return all scores, from the vectors that the index stores."""
+        return self.vectors(users) @ self._items.T
+
+    def search(self, users: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+        """Return the index's k best items for every user, int64 [b, k]."""
+        found: NDArray[np.int64] = self._index.search(self.vectors(users), k)[1]
+        return found
+
+
+def user_blocks(n_users: int, n_items: int) -> Iterator[NDArray[np.int64]]:
+    """Yield all user rows in blocks of bounded size."""
+    size = max(1, _BLOCK_SCORES // n_items)
+    for start in range(0, n_users, size):
+        yield np.arange(start, min(start + size, n_users), dtype=np.int64)
+
+
+def top_k_of(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the items of the k largest scores of every row, best first, ties by item row."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int64)
+
+
+def compare(
+    reference: Scores, paths: dict[str, Scores], towers: TowersAndIndex, n_users: int, n_items: int
+) -> dict[str, Agreement]:
+    """Compare several ways to score with one reference, over every user.
+
+    Args:
+        reference: The trained model, or whatever stands for it.
+        paths: Name → scores of another path.
+        towers: The serving path; reported as ``towers_index``.
+        n_users: U.
+        n_items: I.
+
+    Returns:
+        Name → agreement.
+    """
+    result = {name: Agreement() for name in (*paths, "towers_index")}
+    k = min(TOP_K, n_items)
+    for users in user_blocks(n_users, n_items):
+        expected = reference(users)
+        for name, path in paths.items():
+            scores = path(users)
+            result[name].add_scores(expected, scores)
+            result[name].add_lists(expected, top_k_of(scores, k))
+        result["towers_index"].add_scores(expected, towers.scores(users))
+        result["towers_index"].add_lists(expected, towers.search(users, k))
+    return result

@@ -1,0 +1,31 @@
+"""TorchScript of the full graph: an offline artefact for programs that still load it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
+    """Trace a module over user rows and save it.
+
+    Args:
+        module: ``users`` int64 [B] → ``scores``, in evaluation mode, on the CPU.
+        path: The file to write.
+        n_users: Number of users, for a valid example.
+
+    Returns:
+        The traced module. The file itself is not loaded again: TorchScript files hold pickles.
+    """
+    example = torch.arange(min(2, n_users))
+    with warnings.catch_warnings(), torch.no_grad():
+        # PyTorch 2.9 and later deprecate torch.jit in favour of torch.export.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is not supported", category=DeprecationWarning)
+        traced = torch.jit.trace(module.eval(), (example,), check_trace=False)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, path)
+    return traced

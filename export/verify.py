@@ -1,0 +1,116 @@
+"""Re-check a bundle from its files alone. Needs neither torch nor training; never loads ``model.ts``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from pydantic import ValidationError
+
+from export import bundle
+from export.certificate import SCHEMA_VERSION, Certificate, GraphFacts, judge
+from export.onnx_canonical import blank, canonical_bytes, parse, sha256
+from export.parity import TowersAndIndex, compare, onnx_scores
+from training.common.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        passed: Whether it is as it must be.
+        detail: The evidence, in a few words.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def read_certificate(reader: bundle.BundleReader) -> Certificate:
+    """Read a bundle's certificate.
+
+    Raises:
+        BundleError: It is no certificate of this schema version.
+    """
+    try:
+        certificate = Certificate.model_validate_json(bytes(reader.read(bundle.CERTIFICATE)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise BundleError(f"{reader.folder}: {bundle.CERTIFICATE}: {place}: {first['msg']}; export again") from error
+    if certificate.schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{reader.folder}: certificate schema version {certificate.schema_version}, this program reads "
+            f"{SCHEMA_VERSION}; export the bundle again"
+        )
+    return certificate
+
+
+def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
+    """Re-check hashes, graph, certificate and parity.
+
+    Args:
+        folder: The bundle.
+        against: Another bundle, usually the baseline's: blanked, both graphs must be the same bytes.
+
+    Returns:
+        What was checked, in order.
+
+    Raises:
+        BundleError: A file is missing, altered or malformed.
+    """
+    serving = bundle.load_for_serving(folder)
+    with bundle.BundleReader(folder) as reader:
+        reader.verify_all()
+        manifest = reader.manifest
+        certificate = read_certificate(reader)
+        data = bytes(reader.read(bundle.MODEL_ONNX))
+        index_bytes = np.frombuffer(reader.read(bundle.INDEX), dtype=np.uint8)
+    facts = GraphFacts.of(data, certificate.learned)
+    proofs = judge(facts, certificate.transplanted, certificate.independent, {})
+    checks = [
+        Check("files", True, f"{len(manifest.files)} files match their hashes"),
+        Check("graph", canonical_bytes(parse(data)) == data, "model.onnx is canonical and free of metadata"),
+        Check("certificate", facts == certificate.exported, "model.onnx is the graph that was certified"),
+    ]
+    checks += [
+        Check(name, proofs[name] and certificate.proofs.get(name, False), certificate.explain(name))
+        for name in ("transplant", "blanked", "architecture")
+    ]
+    try:
+        index = faiss.deserialize_index(index_bytes)
+    except RuntimeError as error:
+        raise BundleError(f"{folder}: {bundle.INDEX} is no FAISS index; export the bundle again") from error
+    same = index.ntotal == len(serving.items) and np.array_equal(index.reconstruct_n(0, index.ntotal), serving.items)
+    checks.append(Check("index", bool(same), f"{index.ntotal} vectors, the same as in {bundle.ITEMS}"))
+    towers = TowersAndIndex(serving.user_tower, index)
+    agreement = compare(onnx_scores(data), {}, towers, manifest.dataset.n_users, manifest.dataset.n_items)
+    found = agreement["towers_index"]
+    checks.append(
+        Check(
+            "parity",
+            found.passed and certificate.proofs.get("parity", False),
+            f"model.onnx against towers and index, {found.users} users: error {found.max_relative:.2g}, "
+            f"{found.top_k_differing} differing top-{certificate.top_k} lists",
+        )
+    )
+    if against is not None:
+        checks.append(_same_graph(data, certificate, against))
+    return checks
+
+
+def _same_graph(data: bytes, certificate: Certificate, against: Path) -> Check:
+    with bundle.BundleReader(against) as other:
+        theirs = bytes(other.read(bundle.MODEL_ONNX))
+        learned = read_certificate(other).learned
+    ours_blank, theirs_blank = sha256(blank(data, certificate.learned)), sha256(blank(theirs, learned))
+    return Check(
+        f"same graph as {against}",
+        ours_blank == theirs_blank and learned == certificate.learned,
+        f"blanked SHA-256 {ours_blank[:12]} and {theirs_blank[:12]}",
+    )

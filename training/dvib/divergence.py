@@ -72,7 +72,8 @@ def ref_entropy(clean: Tensor, perturbed: Tensor) -> Tensor:
     """
     p, q = F.softmax(clean, dim=-1), F.softmax(perturbed, dim=-1)
     middle = 0.5 * (p + q)
-    negative_entropy = torch.special.xlogy(middle, middle).sum(-1)
+    # Where a probability has underflowed to zero, log 0 would make the gradient NaN.
+    negative_entropy = torch.special.xlogy(middle, middle.clamp_min(torch.finfo(middle.dtype).tiny)).sum(-1)
     cross = (torch.logsumexp(p, -1) + torch.logsumexp(q, -1)) - (middle * (p + q)).sum(-1)
     result: Tensor = negative_entropy + 0.5 * cross
     return result

@@ -14,7 +14,10 @@ def take(table: Tensor, rows: Tensor | None) -> Tensor:
 
     ``embedding`` and not ``index_select``: the same result, but its backward pass runs in parallel (2.5 times faster).
     """
-    return table if rows is None else torch.embedding(table, rows)
+    if rows is None:
+        return table
+    taken: Tensor = F.embedding(rows, table)
+    return taken
 
 
 def bpr_loss(margins: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _DECAY = (0.5, 1.0, 1.5, 2.0)
 GRIDS: dict[Variant, list[tuple[str, ...]]] = {
     "none": [
         (f"model.regularisation={decay}", f"training.learning_rate={rate}")
-        for decay, rate in itertools.product(_DECAY, (0.001, 0.003, 0.01))
+        for decay, rate in itertools.product(_DECAY, (0.002, 0.003, 0.005))
     ],
     "constant": [
         (f"model.regularisation={2 * decay}", "training.learning_rate=0.003", f"dvib.sigma={sigma}")
@@ -52,6 +52,8 @@ def tune(
     dataset_name: str,
     data_dir: Path | None,
     preset: Preset,
+    *,
+    overrides: Sequence[str] = (),
     on_trial: Callable[[Variant, Sequence[str], float], None] | None = None,
 ) -> dict[str, Any]:
     """Try every setting of every variant once.
@@ -60,6 +62,7 @@ def tune(
         dataset_name: Name of the data set.
         data_dir: Where it is.
         preset: The preset that the settings are put on.
+        overrides: Settings of every run; a trial's own win.
         on_trial: Called with variant, settings and validation metric.
 
     Returns:
@@ -74,7 +77,7 @@ def tune(
                 dataset=dataset_name,
                 variant=variant,
                 preset=preset,
-                overrides=[*settings, f"training.seed={TUNING_SEED}"],
+                overrides=[*overrides, *settings, f"training.seed={TUNING_SEED}"],
             )
             metrics = _fit(config, load_dataset(dataset_name, data_dir, config.data))
             value = metrics["valid"][config.training.monitor]
@@ -91,7 +94,9 @@ def compare(
     data_dir: Path | None,
     preset: Preset,
     seeds: Sequence[int],
-    settings: dict[Variant, Sequence[str]] | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
+    *,
+    overrides: Sequence[str] = (),
     on_run: Callable[[Variant, int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train every variant with every seed and compare test metrics.
@@ -101,7 +106,8 @@ def compare(
         data_dir: Where it is.
         preset: The preset.
         seeds: One run each.
-        settings: Overrides per variant, as chosen by ``tune``; none by default.
+        settings: Settings per variant, as chosen by ``tune``; none by default.
+        overrides: Settings of every run; those per variant win.
         on_run: Called with variant, seed and test metrics.
 
     Returns:
@@ -118,7 +124,7 @@ def compare(
                 dataset=dataset_name,
                 variant=variant,
                 preset=preset,
-                overrides=[*(settings or {}).get(variant, ()), f"training.seed={seed}"],
+                overrides=[*overrides, *(settings or {}).get(variant, ()), f"training.seed={seed}"],
             )
             dataset = load_dataset(dataset_name, data_dir, config.data)
             metrics = _fit(config, dataset)

@@ -29,15 +29,19 @@ class PlainVBPR(nn.Module):
         self.features = model.features
         self.users = nn.Parameter(model.users.detach().clone())
         self.items = nn.Parameter(model.items.detach().clone())
-        self.projection = nn.Linear(model.weight.shape[1], model.weight.shape[0])
+        self.projection = nn.Linear(model.weight.shape[1], model.weight.shape[0], device=model.weight.device)
         with torch.no_grad():
             self.projection.weight.copy_(model.weight)
             self.projection.bias.copy_(model.bias)
         self.optimiser = torch.optim.Adam(self.parameters(), lr=learning_rate)
 
+    def item_vectors(self) -> Tensor:
+        """Project the features of all items and append them to the id embeddings, float32 [I, 2d]."""
+        return torch.cat([self.items, self.projection(self.features)], dim=1)
+
     def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         """Return BPR and embedding norms of a batch of triples, int64 [B] each."""
-        items = torch.cat([self.items, self.projection(self.features)], dim=1)  # [I, 2d]
+        items = self.item_vectors()
         u, p, n = self.users[users], items[positives], items[negatives]
         bpr = -F.logsigmoid((u * p).sum(1) - (u * n).sum(1)).mean()
         norms = torch.linalg.norm(u) + torch.linalg.norm(p) + torch.linalg.norm(n)

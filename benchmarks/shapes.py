@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from training.common.errors import ConfigError, nearest
 from training.common.strings import StringTable
 from training.data.dataset import Dataset, Interactions
 
@@ -44,7 +45,12 @@ def synthetic_dataset(name: str, seed: int = 0) -> Dataset:
     Args:
         name: A key of ``SHAPES``.
         seed: Seed of everything drawn.
+
+    Raises:
+        ConfigError: There is no shape of that name.
     """
+    if name not in SHAPES:
+        raise ConfigError(f"no shape '{name}'{nearest(name, SHAPES)}")
     shape = SHAPES[name]
     generator = np.random.Generator(np.random.PCG64(seed))
     wanted = shape.n_train + 2 * shape.n_held_out

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from benchmarks.reference_loops import reference_for
 from benchmarks.shapes import synthetic_dataset
 from training.build import build_objective
@@ -26,10 +28,12 @@ class Arm:
     Args:
         epoch: Starts an epoch: its number → an iterator that makes one step for each value taken.
         steps: Steps in an epoch.
+        settle: Waits until the device has done what it was given.
     """
 
-    def __init__(self, epoch: Callable[[int], Iterator[Any]], steps: int) -> None:
+    def __init__(self, epoch: Callable[[int], Iterator[Any]], steps: int, settle: Callable[[], None]) -> None:
         self._epoch = epoch
+        self._settle = settle
         self._blocks = -(-steps // BLOCK)
         self._current: Iterator[Any] = iter(())
         self.times: list[list[float]] = [[] for _ in range(self._blocks)]
@@ -46,12 +50,17 @@ class Arm:
             self._current = self._epoch(epoch)
         for _ in itertools.islice(self._current, BLOCK):
             pass
+        self._settle()
         if keep:
             self.times[block].append(time.perf_counter() - started)
 
     def seconds_per_epoch(self) -> float:
         """Sum over the blocks of an epoch of each block's median time."""
         return sum(statistics.median(times) for times in self.times)
+
+
+def _settler(device: torch.device) -> Callable[[], None]:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def _runner(dataset: Dataset, model: str, variant: Variant, preset: Preset, device: str) -> EpochRunner:
@@ -82,15 +91,19 @@ def measure(
         on_epoch: Called after each round of epochs.
 
     Returns:
-        The document that ``--json`` writes.
+        The document that ``--json`` writes; times in seconds.
+
+    Raises:
+        DvibError: There is no such shape, model or device.
     """
     dataset = synthetic_dataset(shape)
     plain = _runner(dataset, model, "none", preset, device)
     dvib = _runner(dataset, model, variant, preset, device)
-    arms = {"none": Arm(plain.steps_of, plain.steps), "dvib": Arm(dvib.steps_of, dvib.steps)}
+    settle = _settler(plain.device)
+    arms = {"none": Arm(plain.steps_of, plain.steps, settle), "dvib": Arm(dvib.steps_of, dvib.steps, settle)}
     reference = reference_for(plain)
     if reference is not None:
-        arms["reference_loop"] = Arm(lambda epoch: reference.steps_of(plain.triples(epoch)), plain.steps)
+        arms["reference_loop"] = Arm(lambda epoch: reference.steps_of(plain.triples(epoch)), plain.steps, settle)
     for epoch in range(epochs + 1):
         for block in range(arms["none"].blocks):
             for arm in arms.values():
@@ -103,8 +116,9 @@ def measure(
         "shape": shape,
         "variant": variant,
         "preset": preset,
-        "device": device,
+        "device": str(plain.device),
         "epochs": epochs,
+        "threads": torch.get_num_threads(),
         "steps_per_epoch": plain.steps,
         "seconds_per_epoch": seconds,
         "ratio_dvib": seconds["dvib"] / seconds["none"],

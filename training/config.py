@@ -56,13 +56,17 @@ def _preset_document(name: str) -> dict[str, Any]:
     return document
 
 
-def _layers(document: Mapping[str, Any], model_name: str, dataset: str) -> Iterator[Mapping[str, Any]]:
+def _sections(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {section: document[section] for section in SECTIONS if section in document}
+
+
+def _layers(document: Mapping[str, Any], model_name: str, dataset: str, variant: str) -> Iterator[Mapping[str, Any]]:
     """Yield a preset's settings from the general to the particular."""
-    yield {section: document[section] for section in SECTIONS if section in document}
-    yield document.get("models", {}).get(model_name, {})
-    particular = document.get("datasets", {}).get(dataset, {})
-    yield {section: particular[section] for section in SECTIONS if section in particular}
-    yield particular.get("models", {}).get(model_name, {})
+    for scope in (document, document.get("datasets", {}).get(dataset, {})):
+        yield _sections(scope)
+        for_model = scope.get("models", {}).get(model_name, {})
+        yield _sections(for_model)
+        yield for_model.get("variants", {}).get(variant, {})
 
 
 def _parse_override(text: str, known: Iterable[str]) -> tuple[str, str, Any]:
@@ -108,7 +112,7 @@ def build_config(
     """
     keys = known_keys(model_name)
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for layer in _layers(_preset_document(preset), model_name, dataset):
+    for layer in _layers(_preset_document(preset), model_name, dataset, variant):
         for section, values in layer.items():
             unknown = [f"{section}.{name}" for name in values if f"{section}.{name}" not in keys]
             if unknown:
@@ -118,17 +122,14 @@ def build_config(
         section, name, value = _parse_override(text, keys)
         sections[section][name] = value
     sections["dvib"]["variant"] = variant
+    where: tuple[str, ...] = ("model",)
     try:
+        model = model_class(model_name).Config.model_validate(sections["model"]).model_dump()
+        where = ()
         return RunConfig.model_validate(
-            {
-                "model_name": model_name,
-                "preset": preset,
-                "dataset": dataset,
-                **sections,
-                "model": model_class(model_name).Config.model_validate(sections["model"]).model_dump(),
-            }
+            {"model_name": model_name, "preset": preset, "dataset": dataset, **sections, "model": model}
         )
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in (*where, *first["loc"]))
         raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from training.build import build_objective
@@ -25,7 +26,7 @@ from training.checkpoint import (
     save_dataset,
     versions,
 )
-from training.common.errors import CheckpointError, DvibError
+from training.common.errors import CheckpointError, ConfigError, DataError, DvibError
 from training.common.folders import write_atomically
 from training.config import RunConfig
 from training.data.dataset import Dataset
@@ -153,6 +154,8 @@ class EpochRunner:
         if not bool(usable.all()):
             logger.warning("%d interactions of users who own every item are left out", int((~usable).sum()))
             self._users, self._items = self._users[usable], self._items[usable]
+        if len(self._users) == 0:
+            raise DataError(f"{dataset.name}: every user owns every training item, so nothing can be ranked below them")
         self.optimiser = torch.optim.Adam(
             [value for _, value in self.named_parameters()], lr=config.training.learning_rate, fused=True
         )
@@ -269,6 +272,11 @@ class Trainer:
         self.device = device or torch.device("cpu")
         self.reporter: Reporter = reporter or SilentReporter()
         monitored = int(config.training.monitor.split("@")[1])
+        if monitored > dataset.n_items:
+            raise ConfigError(
+                f"training.monitor={config.training.monitor} exceeds the catalogue of {dataset.n_items} items; "
+                "--set training.monitor to a smaller cut-off"
+            )
         self.ks = tuple(sorted({*ks, monitored}))
         self.info = DatasetInfo.of(dataset)
         self.objective = build_objective(config, dataset).to(self.device)
@@ -404,7 +412,10 @@ class Trainer:
 
     def _check_same(self, document: dict[str, Any]) -> None:
         """Refuse to continue a run as another one. Only its length may change."""
-        before, now = RunConfig.model_validate(document["config"]), self.config
+        try:
+            before, now = RunConfig.model_validate(document["config"]), self.config
+        except (KeyError, ValidationError) as error:
+            raise CheckpointError(f"{self.out}: the run's state does not fit this program; train again") from error
         for section in ("model_name", "preset", "dataset", "model", "dvib", "training", "data"):
             old, new = getattr(before, section), getattr(now, section)
             if section == "training":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -51,7 +52,7 @@ def _swap(fresh: Path, target: Path) -> None:
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
     """Remove temporary folders whose process is gone."""
-    for leftover in parent.glob(prefix + "*"):
+    for leftover in parent.glob(glob.escape(prefix) + "*"):
         owner = leftover.name.removeprefix(prefix).partition("-")[0]
         if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -89,7 +89,10 @@ class StringTable:
 
     def find(self, string: str) -> int | None:
         """Return the row of a string, or None. Where a string occurs twice, the first row in ``order``."""
-        wanted = string.encode("utf-8")
+        try:
+            wanted = string.encode("utf-8")
+        except UnicodeEncodeError:
+            return None  # a lone surrogate: no table can hold it
         position = bisect_left(self.order, wanted, key=lambda row: self._bytes_at(int(row)))
         if position == len(self):
             return None

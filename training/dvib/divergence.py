@@ -26,7 +26,7 @@ class _JensenShannon(torch.autograd.Function):
         # log(m/p) with m = (p + q)/2, exactly zero where p = q; log(q/m) = log(q/p) - log(m/p).
         log_m_over_p = torch.expm1(gap).mul_(0.5).log1p_()
         log_q_over_m = gap.sub_(log_m_over_p)
-        p, q = log_p.exp_(), log_q.exp_()
+        p, q = F.softmax(clean, dim=-1), F.softmax(perturbed, dim=-1)  # cheaper than exponentiating the logarithms
         left, right = log_m_over_p.mul_(p), log_q_over_m.mul_(q)
         left_sum, right_sum = left.sum(-1, keepdim=True), right.sum(-1, keepdim=True)
         # dJS/dp = ½ log(p/m), then through the softmax: p (g - <p, g>). The left one is kept with its sign reversed.

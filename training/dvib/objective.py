@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.dvib.config import DvibConfig
 from training.dvib.divergence import jensen_shannon, ref_entropy
-from training.dvib.perturbation import NetPhi, gaussian
+from training.dvib.perturbation import NetPhi, perturb
 from training.dvib.regulariser import eq13, kl_std
 from training.models.base import Batch, Hidden, Latent, Recommender, Rows
 
@@ -108,9 +108,8 @@ class DvibObjective(Objective):
         config = self.config
         hidden = self.model.hidden(batch.rows)
         scales = self._scales(hidden)
-        perturbed = replace(
-            hidden, sites={name: h + gaussian(h, scales[name], noise) for name, h in hidden.sites.items()}
-        )
+        noisy_sites = {name: perturb(h, scales[name], noise) for name, h in hidden.sites.items()}
+        perturbed = replace(hidden, sites=noisy_sites)
         clean_latent, perturbed_latent = self.model.represent(hidden), self.model.represent(perturbed)
         clean = self.general(clean_latent, batch)
         noisy = self.general(perturbed_latent, batch, decay=config.decay_both)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 
-def gaussian(hidden: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw δH = scale · ε with ε ~ N(0, I) (paper, Eq. 11 and 12).
+def perturb(hidden: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Return H + δH with δH = scale · ε and ε ~ N(0, I) (paper, Eq. 7, 11 and 12).
 
     Args:
         hidden: float32 [rows, d].
@@ -21,7 +21,7 @@ def gaussian(hidden: Tensor, scale: Tensor, generator: torch.Generator) -> Tenso
         float32 [rows, d].
     """
     noise = torch.empty_like(hidden).normal_(generator=generator)
-    return scale * noise
+    return torch.addcmul(hidden, scale, noise)
 
 
 class NetPhi(nn.Sequential):

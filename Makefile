@@ -1,0 +1,79 @@
+# From nothing to a listening service: make serve. Each target builds what it needs.
+PYTHON   ?= python3
+VENV     ?= .venv
+MODEL    ?= vbpr
+DVIB     ?= adaptive
+DATASET  ?= ml-100k
+DATA_DIR ?=
+DEVICE   ?= auto
+EPOCHS   ?=
+HOST     ?= 127.0.0.1
+PORT     ?= 8000
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+NAME      := $(DATASET)-$(MODEL)
+BASE_RUN  := runs/$(NAME)-none
+DVIB_RUN  := runs/$(NAME)-$(DVIB)
+# A run is done for a given number of epochs; asking for more continues it.
+DONE      := .done$(if $(EPOCHS),-$(EPOCHS))
+BASE_OUT  := bundles/$(NAME)-none
+DVIB_OUT  := bundles/$(NAME)-$(DVIB)
+FIT       := $(BIN)/dvib-train fit --resume --model $(MODEL) --dataset $(DATASET) --device $(DEVICE) \
+             $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+.PHONY: help setup train export serve bench test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make setup | train | export | serve | bench | test | lint"
+	@echo "variables: MODEL=$(MODEL) DVIB=$(DVIB) DATASET=$(DATASET) DATA_DIR=$(DATA_DIR) DEVICE=$(DEVICE) EPOCHS=$(EPOCHS) HOST=$(HOST) PORT=$(PORT)"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,training,export,service,cpu]'
+	$(BIN)/dvib-train fetch
+	@touch $@
+
+train: $(BASE_RUN)/$(DONE) $(DVIB_RUN)/$(DONE)
+
+$(BASE_RUN)/$(DONE): | $(INSTALLED)
+	$(FIT) --dvib none --out $(BASE_RUN)
+	@touch $@
+
+$(DVIB_RUN)/$(DONE): | $(INSTALLED)
+	$(FIT) --dvib $(DVIB) --out $(DVIB_RUN)
+	@touch $@
+
+export: $(BASE_OUT)/manifest.json $(DVIB_OUT)/manifest.json
+
+$(BASE_OUT)/manifest.json: $(BASE_RUN)/$(DONE)
+	$(BIN)/dvib-export build $(BASE_RUN) --out $(BASE_OUT) --force
+
+$(DVIB_OUT)/manifest.json: $(DVIB_RUN)/$(DONE) $(BASE_RUN)/$(DONE)
+	$(BIN)/dvib-export build $(DVIB_RUN) --out $(DVIB_OUT) --baseline $(BASE_RUN) --force
+
+serve: export
+	$(BIN)/dvib-serve --bundle baseline=$(BASE_OUT) --bundle dvib=$(DVIB_OUT) --host $(HOST) --port $(PORT)
+
+bench: export
+	$(BIN)/dvib-bench latency --baseline $(BASE_OUT) --dvib $(DVIB_OUT) --json reports/latency.json
+	$(BIN)/dvib-bench training --shape baby --model $(MODEL) --json reports/training.json
+	$(BIN)/dvib-bench ranking --shape baby --json reports/ranking.json
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs bundles reports

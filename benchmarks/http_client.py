@@ -1,0 +1,145 @@
+"""A real ``dvib-serve`` process and plain keep-alive connections to it, from the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlencode
+
+from training.common.errors import DvibError
+
+START_S = 60.0
+STOP_S = 10.0
+REPLY_S = 30.0
+_ANNOUNCED = "listening on http://"
+
+
+class ServerError(DvibError):
+    """The server did not start, or gave another reply than the one it was asked for."""
+
+
+def _raise_exit(_signal: int, _frame: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def serving(bundles: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
+    """Run one server process that holds all bundles, on a free port of the loopback address.
+
+    Settings of the caller's environment (``DVIB_SERVE_*``) are left out: the server runs with its defaults.
+
+    Args:
+        bundles: Model name → folder.
+
+    Yields:
+        Host and port.
+
+    Raises:
+        ServerError: The server ended, or did not announce itself in time; the message holds its last line.
+    """
+    options = [part for name, folder in bundles.items() for part in ("--bundle", f"{name}={folder.absolute()}")]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("DVIB_SERVE_")}
+    # -P: a folder named "service" where the benchmark was started must not take the package's place.
+    command = [sys.executable, "-P", "-m", "service", "--host", "127.0.0.1", "--port", "0", *options]
+    previous = signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables) as process,
+        ):
+            try:
+                yield _address(process, messages)
+            finally:
+                _stop(process)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _address(process: subprocess.Popen[str], messages: IO[str]) -> tuple[str, int]:
+    output = process.stdout
+    if output is None:
+        raise ServerError("the server has no output to read its address from")
+    # A server that hangs is killed, and the read below then ends.
+    watchdog = threading.Timer(START_S, process.kill)
+    watchdog.start()
+    try:
+        line = output.readline()
+    finally:
+        watchdog.cancel()
+    place = line.partition(_ANNOUNCED)[2].partition(",")[0].strip()
+    host, _, port = place.rpartition(":")
+    if not port.isdigit():
+        _stop(process)
+        messages.seek(0)
+        said = messages.read().strip().splitlines()
+        raise ServerError(f"dvib-serve did not start: {said[-1] if said else line.strip() or 'it said nothing'}")
+    return host, int(port)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+class Connection:
+    """One keep-alive connection that asks one model for recommendations.
+
+    Args:
+        host: Of the server.
+        port: Of the server.
+        model: Name of the model.
+        k: Items per reply.
+    """
+
+    def __init__(self, host: str, port: int, model: str, k: int) -> None:
+        self._connection = http.client.HTTPConnection(host, port, timeout=REPLY_S)
+        self._model = model
+        self._k = k
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def target(self, user_id: str) -> str:
+        """Return path and query of a request, to be made before the time is taken."""
+        return "/recommend?" + urlencode({"user_id": user_id, "k": self._k, "model": self._model})
+
+    def post(self, target: str) -> bytes:
+        """Send one request and read its whole reply.
+
+        Raises:
+            ServerError: No reply, or another status than 200.
+        """
+        try:
+            self._connection.request("POST", target)
+            with self._connection.getresponse() as reply:
+                body = reply.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"POST {target}: no reply: {error or type(error).__name__}") from error
+        if reply.status != http.client.OK:
+            raise ServerError(f"POST {target}: status {reply.status}: {body[:200].decode(errors='replace')}")
+        return body
+
+    def check(self, user_id: str, version: str) -> None:
+        """Make sure that the replies come from the bundle that is meant.
+
+        Raises:
+            ServerError: The reply names another model or version, or holds no items.
+        """
+        reply: dict[str, Any] = json.loads(self.post(self.target(user_id)))
+        found = (reply["model"], reply["version"], reply["source"])
+        if found != (self._model, version, "model") or not reply["items"]:
+            raise ServerError(f"the server answers from {found}, wanted {(self._model, version, 'model')}")

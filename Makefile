@@ -7,18 +7,21 @@ DATASET  ?= ml-100k
 DATA_DIR ?=
 DEVICE   ?= auto
 EPOCHS   ?=
+RUNS     ?= runs
+BUNDLES  ?= bundles
+REPORTS  ?= reports
 HOST     ?= 127.0.0.1
 PORT     ?= 8000
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NAME      := $(DATASET)-$(MODEL)
-BASE_RUN  := runs/$(NAME)-none
-DVIB_RUN  := runs/$(NAME)-$(DVIB)
+BASE_RUN  := $(RUNS)/$(NAME)-none
+DVIB_RUN  := $(RUNS)/$(NAME)-$(DVIB)
 # A run is done for a given number of epochs; asking for more continues it.
 DONE      := .done$(if $(EPOCHS),-$(EPOCHS))
-BASE_OUT  := bundles/$(NAME)-none
-DVIB_OUT  := bundles/$(NAME)-$(DVIB)
+BASE_OUT  := $(BUNDLES)/$(NAME)-none
+DVIB_OUT  := $(BUNDLES)/$(NAME)-$(DVIB)
 FIT       := $(BIN)/dvib-train fit --resume --model $(MODEL) --dataset $(DATASET) --device $(DEVICE) \
              $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
@@ -59,9 +62,9 @@ serve: export
 	$(BIN)/dvib-serve --bundle baseline=$(BASE_OUT) --bundle dvib=$(DVIB_OUT) --host $(HOST) --port $(PORT)
 
 bench: export
-	$(BIN)/dvib-bench latency --baseline $(BASE_OUT) --dvib $(DVIB_OUT) --json reports/latency.json
-	$(BIN)/dvib-bench training --shape baby --model $(MODEL) --json reports/training.json
-	$(BIN)/dvib-bench ranking --shape baby --json reports/ranking.json
+	$(BIN)/dvib-bench latency --baseline $(BASE_OUT) --dvib $(DVIB_OUT) --json $(REPORTS)/latency.json
+	$(BIN)/dvib-bench training --shape baby --model $(MODEL) --json $(REPORTS)/training.json
+	$(BIN)/dvib-bench ranking --shape baby --json $(REPORTS)/ranking.json
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -76,4 +79,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf runs bundles reports
+	rm -rf $(RUNS) $(BUNDLES) $(REPORTS)

@@ -137,9 +137,9 @@ class Connection:
         """Make sure that the replies come from the bundle that is meant.
 
         Raises:
-            ServerError: The reply names another model or version, or holds no items.
+            ServerError: The reply names another model or version, or the server does not know the user.
         """
         reply: dict[str, Any] = json.loads(self.post(self.target(user_id)))
-        found = (reply["model"], reply["version"], reply["source"])
-        if found != (self._model, version, "model") or not reply["items"]:
-            raise ServerError(f"the server answers from {found}, wanted {(self._model, version, 'model')}")
+        found, wanted = (reply["model"], reply["version"]), (self._model, version)
+        if found != wanted or reply["source"] == "popular":
+            raise ServerError(f"the server answers user {user_id!r} from {found}, {reply['source']}; wanted {wanted}")

@@ -29,7 +29,8 @@ class PlainVBPR(nn.Module):
         self.features = model.features
         self.users = nn.Parameter(model.users.detach().clone())
         self.items = nn.Parameter(model.items.detach().clone())
-        self.projection = nn.Linear(model.weight.shape[1], model.weight.shape[0], device=model.weight.device)
+        width, inputs = model.weight.shape
+        self.projection = nn.Linear(inputs, width, device=model.weight.device, dtype=model.weight.dtype)
         with torch.no_grad():
             self.projection.weight.copy_(model.weight)
             self.projection.bias.copy_(model.bias)

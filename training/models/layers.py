@@ -43,7 +43,7 @@ def batch_norm_of(rows: Tensor, positions: Tensor) -> Tensor:
         A scalar. Its gradient is zero where the matrix is all zero.
     """
     counts = torch.bincount(positions, minlength=rows.shape[0])
-    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1) * counts.sqrt())
+    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=1) * counts.to(rows.dtype).sqrt())
     return norm
 
 

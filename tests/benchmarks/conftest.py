@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from tests.benchmarks.helpers import Bench, make_bundle
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A baseline's bundle and a DVIB bundle of the same data with other vectors."""
+    root = tmp_path_factory.mktemp("bundles")
+    return make_bundle(root / "baseline", seed=0), make_bundle(root / "dvib", variant="adaptive", seed=1)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Runs ``dvib-bench`` inside this process; returns its exit code."""
+
+    def run(*arguments: str | Path) -> int:
+        monkeypatch.setattr("sys.argv", ["dvib-bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code if isinstance(ended.value.code, int) else 0
+
+    return run

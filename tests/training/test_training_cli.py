@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers_training import make_config, planted_blocks, trained, write_mmrec
+from training.checkpoint import INFO, MODEL, load_checkpoint
+from training.cli import app
+from training.common import console
+from training.data.dataset import Split
+from training.evaluation import EvaluationSet, evaluate, popularity_scorer
+from training.trainer import Trainer, evaluate_model
+
+DATASET = planted_blocks()
+SMALL = ["training.batch_size=64", "training.learning_rate=0.01", "model.dimension=8", "training.monitor=recall@10"]
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The commands set up the process's logging; put it back."""
+    monkeypatch.delenv("DVIB_DATA", raising=False)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_mmrec(DATASET, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    Trainer(make_config("constant", "training.epochs=2"), DATASET, folder).fit()
+    return folder
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        console.run("dvib-train", lambda: app, [str(argument) for argument in arguments])
+    code = caught.value.code
+    return 0 if code is None else int(code)
+
+
+def fit(out: Path, data_dir: Path, *more: object, dataset: str = DATASET.name) -> int:
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    arguments = ["--out", out, "--dataset", dataset, "--data-dir", data_dir, "--device", "cpu"]
+    return command("fit", *arguments, *settings, *more)
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("dvib-train: ")
+    return err
+
+
+def test_fit_trains_what_it_was_told(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "run"
+    arguments = ("--dvib", "adaptive", "--epochs", 2, "--seed", 5, "--set", "dvib.gamma_d=0.5")
+    assert fit(out, data_dir, *arguments) == 0
+    info = load_checkpoint(out).info
+    assert (info.config.dvib.variant, info.config.dvib.gamma_d) == ("adaptive", 0.5)
+    assert (info.config.training.epochs, info.config.training.seed, info.config.model["dimension"]) == (2, 5, 8)
+    assert info.finished
+    shown, progress = capsys.readouterr()
+    assert f"best epoch {info.epoch} of 2, validation recall@10 {info.metrics['valid']['recall@10']:.4f}" in " ".join(
+        shown.split()
+    )
+    assert f"{info.metrics['test']['ndcg@10']:.4f}" in shown
+    assert "vbpr + DVIB adaptive @10" in shown
+    assert "popularity @10" in shown
+    # One line per epoch on stderr, with every loss term.
+    lines = [line for line in progress.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 2
+    assert all(term in lines[0] for term in ("total", "bpr", "distillation", "variational", "phi_mean", "recall@10"))
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, data_dir, "--epochs", 1) == 0
+    first = (tmp_path / "best" / MODEL).read_bytes()
+    capsys.readouterr()
+    assert fit(tmp_path, data_dir, "--epochs", 2) == 2
+    assert "already holds a run; pass --resume to continue it or --overwrite to train anew" in one_line(capsys)
+    assert (tmp_path / "best" / MODEL).read_bytes() == first
+    assert fit(tmp_path, data_dir, "--epochs", 2, "--resume", "--overwrite") == 2
+    assert "--resume and --overwrite exclude each other" in one_line(capsys)
+    assert fit(tmp_path, data_dir, "--epochs", 2, "--resume") == 0
+    assert len(load_checkpoint(tmp_path).info.history) == 2
+    capsys.readouterr()
+    assert fit(tmp_path, data_dir, "--epochs", 2, "--resume", "--seed", 3) == 2
+    assert "seed: 999 → 3" in capsys.readouterr().err.splitlines()[-1]
+    assert fit(tmp_path, data_dir, "--epochs", 1, "--overwrite", "--seed", 3) == 0
+    info = load_checkpoint(tmp_path).info
+    assert (info.config.training.seed, len(info.history)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "dvib.gama_d=1"), "unknown key 'dvib.gama_d'; did you mean 'dvib.gamma_d'?"),
+        (("--model", "vbrp"), "no model 'vbrp'; did you mean 'vbpr'?"),
+        (("--device", "tpu7"), "no device 'tpu7'"),
+        (("--set", "training.monitor=recall@61"), "recall@61 exceeds the catalogue of 60 items"),
+        (("--set", "training.learning_rate=1e30", "--dvib", "constant"), "the loss is not finite any more"),
+        (("--set", "data.k_core=3"), "k_core=3 does not apply"),
+    ],
+)
+def test_bad_input_is_one_line(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert fit(tmp_path / "run", data_dir, "--epochs", 4, *arguments) == 2
+    _, err = capsys.readouterr()
+    assert message in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("dvib-train: ")
+    assert "Traceback" not in err
+
+
+def test_an_unknown_data_set_leaves_nothing_behind(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "run", data_dir, dataset="plantd") == 2
+    assert "did you mean 'planted'?" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("--dvib", "both"), ("--preset", "mine"), ("--epochs", 0), ("--seed", -1)])
+def test_a_wrong_choice_is_a_usage_error(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...]
+) -> None:
+    assert fit(tmp_path, data_dir, *arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_evaluate_reports_the_stored_model_and_popularity(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: Split
+) -> None:
+    report = tmp_path / "reports" / "run.json"
+    ks = (3, 10)
+    assert command("evaluate", run, "--split", split, "--k", 10, "--k", 3, "--json", report, "--device", "cpu") == 0
+    document = json.loads(report.read_text())
+    epoch = load_checkpoint(run).info.epoch
+    model = trained(make_config("constant"), DATASET, epoch).model
+    data = EvaluationSet.of(DATASET, split)
+    assert document["metrics"] == evaluate_model(model, data, DATASET.n_items, ks)
+    assert document["popularity"] == evaluate(popularity_scorer(DATASET), data, DATASET.n_items, ks)
+    assert (document["split"], document["users"]) == (split, 24)
+    shown = capsys.readouterr().out
+    assert "vbpr + DVIB constant @3" in shown
+    assert f"{document['metrics']['recall@10']:.4f}" in shown
+
+
+def test_evaluate_agrees_with_what_fit_wrote_down(run: Path, tmp_path: Path) -> None:
+    report = tmp_path / "run.json"
+    assert command("evaluate", run, "--json", report) == 0
+    assert json.loads(report.read_text())["metrics"] == load_checkpoint(run).info.metrics["test"]
+
+
+def test_evaluate_refuses_what_it_cannot_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("evaluate", tmp_path) == 2
+    assert "no checkpoint at" in one_line(capsys)
+    assert command("evaluate", run, "--k", 61) == 2
+    assert "--k 61 exceeds the catalogue of 60 items" in one_line(capsys)
+
+
+def test_evaluate_refuses_a_checkpoint_of_another_version(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads((run / "best" / INFO).read_text())
+    (tmp_path / INFO).write_text(json.dumps({**document, "schema_version": 99}))
+    assert command("evaluate", tmp_path) == 2
+    assert "schema version 99, this program reads 1" in one_line(capsys)

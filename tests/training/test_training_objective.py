@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from tests.helpers_training import CPU, VARIANTS, make_config, planted_blocks, same_tensors, trained
+from training.build import build_model, build_objective
+from training.config import Preset, RunConfig
+from training.dvib import objective as module
+from training.dvib.config import Variant
+from training.dvib.divergence import jensen_shannon
+from training.dvib.objective import DvibObjective, Objective, PlainObjective, StepLoss
+from training.dvib.perturbation import NetPhi, perturb
+from training.evaluation import EvaluationSet
+from training.models.vbpr import VBPR
+from training.randomness import stream
+from training.trainer import EpochRunner, evaluate_model
+
+DATASET = planted_blocks(n_users=12, n_items=40)
+DVIB: tuple[Variant, ...] = ("constant", "adaptive")
+
+
+@dataclass(frozen=True)
+class Triples:
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+def draw_triples(n: int = 30) -> Triples:
+    generator = torch.Generator().manual_seed(3)
+    # Few users, so that they repeat.
+    return Triples(*(torch.randint(high, (n,), generator=generator) for high in (5, 40, 40)))
+
+
+def step(objective: Objective, triples: Triples, seed: int = 11) -> StepLoss:
+    batch = objective.batch(triples.users, triples.positives, triples.negatives)
+    return objective.step(batch, torch.Generator().manual_seed(seed))
+
+
+def gradients(total: Tensor, objective: Objective) -> dict[str, Tensor]:
+    names, values = zip(*objective.named_parameters(), strict=True)
+    found = torch.autograd.grad(total, values, allow_unused=True)
+    return {name: torch.zeros(()) if grad is None else grad for name, grad in zip(names, found, strict=True)}
+
+
+# --- Algorithm 1, written out for VBPR from the paper, spec §2.1, §3 and §4: one row per triple, nothing shared. ---
+
+
+def js(clean: Tensor, noisy: Tensor) -> Tensor:
+    log_p, log_q = clean.log_softmax(1), noisy.log_softmax(1)
+    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+    kl = [F.kl_div(log_m, log_x, reduction="none", log_target=True).sum(1) for log_x in (log_p, log_q)]
+    return (0.5 * (kl[0] + kl[1])).mean()
+
+
+def entropy_like(clean: Tensor, noisy: Tensor) -> Tensor:
+    p, q = clean.softmax(1), noisy.softmax(1)
+    m = (p + q) / 2
+    parts = [(m * (m.log() - x.log_softmax(1))).sum(1).mean() for x in (p, q)]
+    return 0.5 * (parts[0] + parts[1])
+
+
+def emb_loss(config: RunConfig, parts: tuple[Tensor, ...]) -> Tensor:
+    norms = sum((torch.norm(part) for part in parts), torch.zeros(()))
+    return float(config.model["regularisation"]) * norms / len(parts[0])
+
+
+def naive_total(objective: DvibObjective, config: RunConfig, triples: Triples, seed: int = 11) -> Tensor:
+    model, dvib = cast("VBPR", objective.model), config.dvib
+    raw = torch.cat([torch.from_numpy(matrix.copy()) for matrix in DATASET.features.values()], dim=1)
+    projected = raw @ model.weight.T + model.bias  # [I, d]
+    rows = torch.arange(40)
+    if dvib.rows == "batch":
+        rows = torch.unique(torch.cat([triples.positives, triples.negatives]))
+    hidden = projected[rows]
+    if dvib.variant == "adaptive":
+        phi = cast("NetPhi", objective.net_phi["fused"])(hidden)
+    else:
+        phi = torch.full((len(rows), 1), dvib.sigma)
+    noise = torch.empty_like(hidden).normal_(generator=torch.Generator().manual_seed(seed))
+    place = {int(row): position for position, row in enumerate(rows)}
+
+    def one_pass(site: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns BPR, the weight decay, and the items' representations."""
+        latent = torch.cat([model.items[rows], site], dim=1)
+        users = model.users[triples.users]
+        positive = latent[[place[int(item)] for item in triples.positives]]
+        negative = latent[[place[int(item)] for item in triples.negatives]]
+        bpr = -torch.sigmoid((users * positive).sum(1) - (users * negative).sum(1)).log().mean()
+        return bpr, emb_loss(config, (users, positive, negative)), latent
+
+    clean, noisy = one_pass(hidden), one_pass(hidden + phi * noise)
+    general = clean[0] + clean[1]
+    general_noisy = noisy[0] + noisy[1] if dvib.decay_both else noisy[0]
+    divergence = js if dvib.divergence == "js" else entropy_like
+    if dvib.distil_on == "features":
+        distillation = divergence(clean[2], noisy[2])
+    else:
+        users = model.users[triples.users]  # duplicates kept: the plain mean over the batch's rows
+        distillation = divergence(users @ clean[2].T, users @ noisy[2].T)
+    if dvib.mix == "convex":
+        total = (1 - dvib.gamma_d) * (general + dvib.gamma_0 * general_noisy) + dvib.gamma_d * distillation
+    else:
+        total = general + dvib.gamma_0 * general_noisy + dvib.gamma_d * distillation
+    if dvib.variant == "adaptive":
+        a = torch.tensor(dvib.prior)
+        if dvib.regulariser == "kl_std":
+            regulariser = kl_divergence(Normal(hidden, phi), Normal(0.0, a)).mean()
+        else:
+            deviation = phi if dvib.phi_is == "std" else phi.sqrt()
+            regulariser = kl_divergence(Normal(hidden, deviation), Normal(0.0, a.sqrt())).mean()
+        total = total + dvib.gamma_r * regulariser
+    return total
+
+
+STRONG = ("model.regularisation=0.6", "dvib.sigma=0.3", "dvib.gamma_d=0.4", "dvib.gamma_0=0.7", "dvib.gamma_r=0.2")
+CASES: list[tuple[Preset, tuple[str, ...]]] = [
+    ("paper", ()),
+    ("reference", ()),
+    ("paper", ("dvib.distil_on=scores",)),
+    ("paper", ("dvib.distil_on=scores", "dvib.rows=all", "dvib.phi_is=var")),
+    ("paper", ("dvib.rows=all", "dvib.mix=convex")),
+    ("paper", ("dvib.decay_both=true", "dvib.divergence=ref_entropy")),
+    ("reference", ("dvib.divergence=js", "dvib.rows=batch", "dvib.prior=0.2")),
+    ("reference", ("dvib.distil_on=features", "dvib.decay_both=false", "dvib.mix=add")),
+    ("paper", ("dvib.gamma_0=0", "dvib.gamma_d=0", "dvib.gamma_r=0")),
+]
+
+
+@pytest.mark.parametrize("variant", DVIB)
+@pytest.mark.parametrize(("preset", "overrides"), CASES)
+def test_the_step_is_algorithm_1(variant: Variant, preset: Preset, overrides: tuple[str, ...]) -> None:
+    config = make_config(variant, *STRONG, *overrides, preset=preset)
+    objective, triples = build_objective(config, DATASET), draw_triples()
+    assert isinstance(objective, DvibObjective)
+    ours, naive = step(objective, triples).total, naive_total(objective, config, triples)
+    assert ours.item() == pytest.approx(naive.item(), rel=1e-5)
+    expected = gradients(naive, objective)
+    for name, grad in gradients(ours, objective).items():
+        assert torch.allclose(grad, expected[name], rtol=1e-3, atol=2e-6), name
+
+
+@pytest.mark.parametrize("variant", DVIB)
+@pytest.mark.parametrize("mix", ["add", "convex"])
+def test_the_total_is_the_mix_of_the_logged_terms(variant: Variant, mix: str) -> None:
+    config = make_config(variant, *STRONG, f"dvib.mix={mix}")
+    result = step(build_objective(config, DATASET), draw_triples())
+    terms = {name: value.item() for name, value in result.terms.items()}
+    keep = 1 - 0.4 if mix == "convex" else 1.0
+    expected = keep * (terms["general"] + 0.7 * terms["general_perturbed"]) + 0.4 * terms["distillation"]
+    expected += 0.2 * terms.get("variational", 0.0)
+    assert result.total.item() == pytest.approx(expected, rel=1e-6)
+    assert terms["general"] == pytest.approx(terms["bpr"] + terms["regulariser"], rel=1e-6)
+    assert ("variational" in terms) == ("phi_mean" in terms) == (variant == "adaptive")
+
+
+def test_terms_show_what_is_dead_and_what_is_not() -> None:
+    triples = draw_triples()
+    terms = step(build_objective(make_config("adaptive", preset="reference"), DATASET), triples).terms
+    assert {"bpr", "regulariser", "general_perturbed", "distillation", "js", "hidden_norm"} <= set(terms)
+    assert 0.3 < terms["phi_mean"].item() < 0.7
+    assert not any(value.requires_grad for value in terms.values())
+    quiet = step(build_objective(make_config("constant", "dvib.sigma=0", preset="reference"), DATASET), triples).terms
+    # The authors' term is far from zero without any perturbation; the true divergence says that nothing happens.
+    assert quiet["js"].item() == 0
+    assert quiet["distillation"].item() > 0.01
+    assert quiet["general_perturbed"].item() == quiet["general"].item()
+
+
+def test_the_true_divergence_is_logged_beside_the_authors_term() -> None:
+    triples = draw_triples()
+    overrides = ("dvib.sigma=0.5", "dvib.distil_on=scores")
+    reference = step(
+        build_objective(make_config("constant", *overrides, "dvib.divergence=ref_entropy"), DATASET), triples
+    )
+    paper = step(build_objective(make_config("constant", *overrides), DATASET), triples)
+    assert reference.terms["js"].item() == pytest.approx(paper.terms["distillation"].item())
+    assert reference.terms["js"].item() != pytest.approx(reference.terms["distillation"].item())
+
+
+def test_decay_both_counts_the_weight_decay_once_more() -> None:
+    # At zero noise both passes are equal, so the difference is exactly one weight decay.
+    results = [
+        step(
+            build_objective(
+                make_config("constant", "dvib.sigma=0", "model.regularisation=0.6", f"dvib.decay_both={both}"), DATASET
+            ),
+            draw_triples(),
+        )
+        for both in ("false", "true")
+    ]
+    difference = results[1].total.item() - results[0].total.item()
+    assert difference == pytest.approx(results[0].terms["regulariser"].item(), rel=1e-5)
+    assert difference > 0
+
+
+@pytest.mark.parametrize("divergence", ["js", "ref_entropy"])
+def test_blocks_of_scores_equal_one_block(monkeypatch: pytest.MonkeyPatch, divergence: str) -> None:
+    overrides = ("dvib.distil_on=scores", f"dvib.divergence={divergence}", "dvib.rows=all", "dvib.gamma_d=0.9")
+    objective, triples = build_objective(make_config("adaptive", *overrides), DATASET), draw_triples()
+    whole = step(objective, triples)
+    calls: list[tuple[int, ...]] = []
+    original = module._DIVERGENCES[divergence]
+
+    def spy(clean: Tensor, perturbed: Tensor) -> Tensor:
+        calls.append(tuple(clean.shape))
+        return original(clean, perturbed)
+
+    monkeypatch.setitem(module._DIVERGENCES, divergence, spy)
+    monkeypatch.setattr(module, "_SCORE_BLOCK", 2 * 40)
+    parts = step(objective, triples)
+    assert calls == [(2, 40), (2, 40), (1, 40)]  # the five distinct users of the batch, two at a time
+    assert parts.total.item() == pytest.approx(whole.total.item(), rel=1e-6)
+    expected = gradients(whole.total, objective)
+    for name, grad in gradients(parts.total, objective).items():
+        assert torch.allclose(grad, expected[name], rtol=1e-4, atol=1e-7), name
+
+
+def test_features_distil_only_the_side_that_is_perturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # VBPR's users are the same tensor in both passes; they add nothing, not even a zero computed at length.
+    objective, triples = build_objective(make_config("constant", "dvib.sigma=0.5"), DATASET), draw_triples()
+    seen: list[tuple[int, ...]] = []
+
+    def spy(clean: Tensor, perturbed: Tensor) -> Tensor:
+        seen.append(tuple(clean.shape))
+        return jensen_shannon(clean, perturbed)
+
+    monkeypatch.setitem(module._DIVERGENCES, "js", spy)
+    step(objective, triples)
+    assert seen == [(len(torch.unique(torch.cat([triples.positives, triples.negatives]))), 16)]
+
+
+@dataclass
+class Spies:
+    """What really ran during a training."""
+
+    noises: list[Tensor]
+    phis: list[Tensor]
+
+
+def spy_on(monkeypatch: pytest.MonkeyPatch) -> Spies:
+    spies = Spies([], [])
+    original_phi = NetPhi.__call__
+
+    def noise(hidden: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+        perturbed = perturb(hidden, scale, generator)
+        spies.noises.append((perturbed - hidden).detach())
+        return perturbed
+
+    def phi(self: NetPhi, hidden: Tensor) -> Tensor:
+        spies.phis.append(original_phi(self, hidden))
+        return spies.phis[-1]
+
+    monkeypatch.setattr(module, "perturb", noise)
+    monkeypatch.setattr(NetPhi, "__call__", phi)
+    return spies
+
+
+@pytest.mark.parametrize("variant", DVIB)
+@pytest.mark.parametrize("distil_on", ["features", "scores"])
+def test_without_weights_dvib_trains_the_baseline_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, variant: Variant, distil_on: str
+) -> None:
+    epochs = 3
+    baseline = trained(make_config("none"), DATASET, epochs)
+    spies = spy_on(monkeypatch)
+    zero = ("dvib.gamma_0=0", "dvib.gamma_d=0", "dvib.gamma_r=0", "dvib.mix=add", "dvib.sigma=0.1")
+    config = make_config(variant, *zero, f"dvib.distil_on={distil_on}")
+    objective = trained(config, DATASET, epochs)
+    assert same_tensors(baseline.model.state_dict(), objective.model.state_dict())
+    start = build_model(config, DATASET)
+    assert not same_tensors(start.state_dict(), objective.model.state_dict())  # something was learned at all
+    # The terms were computed, not skipped: in every step noise was drawn, and Net_φ ran in the adaptive variant.
+    steps = epochs * EpochRunner(build_objective(config, DATASET), config, DATASET, CPU).steps
+    assert steps > epochs
+    assert len(spies.noises) == steps
+    assert all(float(noise.std()) > 0.01 for noise in spies.noises)
+    assert len(spies.phis) == (steps if variant == "adaptive" else 0)
+    assert all(bool(((phi > 0) & (phi < 1)).all()) for phi in spies.phis)
+
+
+@pytest.mark.parametrize("variant", DVIB)
+def test_with_weights_dvib_trains_something_else(variant: Variant) -> None:
+    baseline, objective = (trained(make_config(kind), DATASET, 1) for kind in ("none", variant))
+    assert not same_tensors(baseline.model.state_dict(), objective.model.state_dict())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_does_not_change_the_trajectory(variant: Variant) -> None:
+    config = make_config(variant, "dvib.sigma=0.1")
+    data = EvaluationSet.of(DATASET, "valid")
+
+    def evaluate_often(objective: Objective) -> None:
+        objective.eval()
+        results = [evaluate_model(objective.model, data, DATASET.n_items, (5, 10)) for _ in range(3)]
+        assert results[0] == results[1] == results[2]
+
+    quiet, watched = trained(config, DATASET, 3), trained(config, DATASET, 3, evaluate_often)
+    assert same_tensors(quiet.state_dict(), watched.state_dict())
+
+
+@pytest.mark.parametrize("variant", ["none", "adaptive"])
+def test_only_the_seed_decides(variant: Variant) -> None:
+    config = make_config(variant)
+    torch.manual_seed(0)
+    first = trained(config, DATASET, 2)
+    torch.manual_seed(1)
+    again = trained(config, DATASET, 2, lambda _: torch.rand(3))  # somebody else uses the global generator
+    assert same_tensors(first.state_dict(), again.state_dict())
+    other = trained(make_config(variant, "training.seed=1"), DATASET, 2)
+    assert not same_tensors(first.state_dict(), other.state_dict())
+
+
+def test_steps_leave_the_global_generator_alone() -> None:
+    config = make_config("adaptive", preset="reference")
+    runner = EpochRunner(build_objective(config, DATASET), config, DATASET, CPU)
+    before = torch.get_rng_state()
+    runner.run(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_variant_does_not_shift_batches_or_negatives() -> None:
+    runners = [
+        EpochRunner(build_objective(config, DATASET), config, DATASET, CPU)
+        for config in (make_config(variant) for variant in VARIANTS)
+    ]
+    runners[2].run(1)  # whatever was drawn before
+    for batches in zip(*(runner.triples(2) for runner in runners), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(batches[0], batches[2], strict=True))
+
+
+def test_an_epoch_covers_every_interaction_once_with_its_own_order() -> None:
+    config = make_config("none", "training.batch_size=100")
+    runner = EpochRunner(build_objective(config, DATASET), config, DATASET, CPU)
+    epochs = []
+    for epoch in (1, 2):
+        batches = list(runner.triples(epoch))
+        assert [len(users) for users, _, _ in batches] == [100, 44]
+        assert runner.steps == 2
+        users, positives, negatives = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        epochs.append((users, positives, negatives))
+        pairs = sorted(zip(users.tolist(), positives.tolist(), strict=True))
+        assert pairs == sorted(zip(DATASET.train.users.tolist(), DATASET.train.items.tolist(), strict=True))
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+    assert not torch.equal(epochs[0][2], epochs[1][2])
+
+
+def test_epoch_means_weigh_batches_by_their_size() -> None:
+    config = make_config("none", "training.batch_size=100")
+    runner = EpochRunner(build_objective(config, DATASET), config, DATASET, CPU)
+    steps = [(share, result.total.item()) for share, result in runner.steps_of(1)]
+    assert [share for share, _ in steps] == pytest.approx([100 / 144, 44 / 144])
+    again = EpochRunner(build_objective(config, DATASET), config, DATASET, CPU)
+    done: list[int] = []
+    means = again.run(1, lambda: done.append(1))
+    assert len(done) == 2
+    assert means["total"] == pytest.approx(sum(share * value for share, value in steps), rel=1e-6)
+
+
+def test_the_optimiser_holds_model_and_net_phi_and_net_phi_learns() -> None:
+    config = make_config("adaptive")
+    objective = build_objective(config, DATASET)
+    runner = EpochRunner(objective, config, DATASET, CPU)
+    names = [name for name, _ in runner.named_parameters()]
+    assert sorted(names) == sorted(name for name, _ in objective.named_parameters())
+    optimised = {id(value) for group in runner.optimiser.param_groups for value in group["params"]}
+    assert optimised == {id(value) for value in objective.parameters()}
+    before = {name: value.detach().clone() for name, value in objective.own_parameters().items()}
+    assert before
+    assert all(name.startswith("net_phi.fused.") for name in before)
+    runner.run(1)
+    assert all(not torch.equal(value, before[name]) for name, value in objective.own_parameters().items())
+
+
+def test_plain_and_constant_have_no_parameters_of_their_own() -> None:
+    plain, constant = build_objective(make_config("none"), DATASET), build_objective(make_config("constant"), DATASET)
+    assert isinstance(plain, PlainObjective)
+    assert plain.own_parameters() == constant.own_parameters() == {}
+
+
+def test_net_phi_is_as_wide_as_configured() -> None:
+    objective = build_objective(make_config("adaptive", "dvib.net_phi_hidden=[5, 4, 3]"), DATASET)
+    shapes = [tuple(value.shape) for name, value in objective.own_parameters().items() if name.endswith("weight")]
+    assert shapes == [(5, 8), (4, 5), (3, 4), (1, 3)]
+
+
+def test_noise_has_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first noise of an epoch is the first draw of stream("noise", epoch), whatever batches and negatives drew.
+    config = make_config("constant", "dvib.sigma=1")
+    spies = spy_on(monkeypatch)
+    EpochRunner(build_objective(config, DATASET), config, DATASET, CPU).run(4)
+    first = spies.noises[0]
+    expected = torch.empty_like(first).normal_(generator=stream(config.training.seed, "noise", 4))
+    assert torch.allclose(first, expected, atol=1e-5)

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from training.build import build_model, build_objective
+from training.build import build_model, build_objective, load_model, load_tensors
 from training.checkpoint import Checkpoint
-from training.common.errors import CheckpointError
 from training.dvib.objective import Objective
 from training.models.base import Recommender
-
-
-def _load(module: nn.Module, tensors: dict[str, object], checkpoint: Checkpoint) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise CheckpointError(
-            f"{checkpoint.folder}: the tensors do not fit the configuration: {lines[-1].strip()}; train again"
-        ) from error
 
 
 def trained_objective(checkpoint: Checkpoint) -> Objective:
     """Return the objective as it was trained: the model with whatever its variant put around it."""
     objective = build_objective(checkpoint.info.config, checkpoint.dataset)
     tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
-    _load(objective, {**tensors, **checkpoint.dvib}, checkpoint)
+    load_tensors(objective, {**tensors, **checkpoint.dvib}, checkpoint.folder)
     return objective.eval()
 
 
@@ -43,10 +30,9 @@ def plain_model(checkpoint: Checkpoint, *, transplant: bool) -> Recommender:
         checkpoint: Configuration and data; its variant is ignored.
         transplant: Load the checkpoint's model tensors; otherwise keep initial values.
     """
-    model = build_model(checkpoint.info.config, checkpoint.dataset)
     if transplant:
-        _load(model, dict(checkpoint.model), checkpoint)
-    return model.eval()
+        return load_model(checkpoint)
+    return build_model(checkpoint.info.config, checkpoint.dataset).eval()
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from training.checkpoint import Checkpoint
+from training.common.errors import CheckpointError
 from training.config import RunConfig
 from training.data.dataset import Dataset
 from training.dvib.objective import Objective, make_objective
@@ -14,8 +20,8 @@ from training.randomness import stream
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    # Data set arrays are read-only; models copy what they keep, so a private copy here would only cost memory.
-    return torch.from_numpy(array.view() if array.flags.writeable else np.array(array))
+    # Data set arrays are read-only, and torch has no such tensors.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def model_data(dataset: Dataset) -> ModelData:
@@ -32,6 +38,35 @@ def build_model(config: RunConfig, dataset: Dataset) -> Recommender:
     """Create a model with its initial values, on the CPU."""
     cls = model_class(config.model_name)
     return cls(cls.Config.model_validate(config.model), model_data(dataset), stream(config.training.seed, "initial"))
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put saved tensors into a module that must have exactly these.
+
+    Args:
+        module: A model or an objective.
+        tensors: Name → value.
+        folder: Where they were read, for the message.
+
+    Raises:
+        CheckpointError: Names or shapes do not fit.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{folder}: the tensors do not fit the configuration: {reason}; train again") from error
+
+
+def load_model(checkpoint: Checkpoint) -> Recommender:
+    """Build a checkpoint's model with its learned tensors, ready for inference.
+
+    Raises:
+        CheckpointError: The tensors do not fit the configuration.
+    """
+    model = build_model(checkpoint.info.config, checkpoint.dataset)
+    load_tensors(model, checkpoint.model, checkpoint.folder)
+    return model.eval()
 
 
 def build_objective(config: RunConfig, dataset: Dataset) -> Objective:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.build import build_model
+from training.build import load_model
 from training.checkpoint import BEST, CheckpointInfo, load_checkpoint
 from training.common.allocator import keep_freed_memory
 from training.common.console import make_app
@@ -139,9 +139,7 @@ def evaluate_command(
     if beyond:
         raise ConfigError(f"--k {beyond[0]} exceeds the catalogue of {data.n_items} items")
     prepared = EvaluationSet.of(data, split.value, chosen)
-    model = build_model(checkpoint.info.config, data)
-    model.load_state_dict(checkpoint.model)
-    model.to(chosen).eval()
+    model = load_model(checkpoint).to(chosen)
     scores = {
         _label(checkpoint.info): evaluate_model(model, prepared, data.n_items, ks),
         "popularity": evaluate(popularity_scorer(data, chosen), prepared, data.n_items, ks),

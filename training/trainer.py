@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.build import build_objective
+from training.build import build_objective, load_tensors
 from training.checkpoint import (
     BEST,
     Checkpoint,
@@ -373,7 +373,7 @@ class Trainer:
 
     def _finish(self, best: Checkpoint) -> CheckpointInfo:
         """Evaluate the best checkpoint on the test split, once, and write the result into it."""
-        self.objective.model.load_state_dict(best.model)
+        load_tensors(self.objective.model, best.model, best.folder)
         self.objective.eval()
         test = EvaluationSet.of(self.dataset, "test", self.device)
         metrics = {
@@ -400,7 +400,7 @@ class Trainer:
 
     def _restore(self, state: ResumeState) -> None:
         self._check_same(state.document)
-        self.objective.load_state_dict(state.tensors)
+        load_tensors(self.objective, state.tensors, self.out)
         state.restore_optimiser(self.runner)
         progress, document = self.progress, state.document
         progress.epoch = document["epoch"]

@@ -88,6 +88,11 @@ def run(program: str, load_app: Callable[[], typer.Typer], arguments: Sequence[s
         line = " ".join(str(error).split())
         sys.stderr.write(f"{program}: {line}\n")
         raise SystemExit(EXIT_BAD_INPUT) from error
+    except OSError as error:
+        # What the file system refuses: a folder that is a file, no permission, no space.
+        place = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"{program}: {place}{error.strerror or error}\n")
+        raise SystemExit(EXIT_BAD_INPUT) from error
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
         raise SystemExit(130) from None

@@ -43,11 +43,15 @@ def _swap(fresh: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}:
             raise
-        # Without an atomic exchange the old folder survives beside the target should we die between the two renames.
-        retired = fresh.with_name(fresh.name + ".old")
+        # Without an atomic exchange the old folder waits beside the target should we die between the two renames.
+        retired = _retired(target)
         target.rename(retired)
         fresh.rename(target)
         retired.rename(fresh)
+
+
+def _retired(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
@@ -75,6 +79,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.tmp-"
     _remove_leftovers(target.parent, prefix)
+    if _retired(target).exists() and not target.exists():
+        _retired(target).rename(target)
     fresh = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
         yield fresh

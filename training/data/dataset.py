@@ -116,7 +116,9 @@ class Dataset:
         for table in (self.user_ids, self.item_ids):
             for array in table.to_arrays("").values():
                 digest.update(array.tobytes())
+            digest.update(len(table).to_bytes(8, "little"))
         for split in SPLITS:
+            digest.update(len(self.splits[split]).to_bytes(8, "little"))
             digest.update(self.splits[split].users.tobytes())
             digest.update(self.splits[split].items.tobytes())
         for modality, matrix in self.features.items():

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -66,7 +66,7 @@ class Certificate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_name: str = "dvib.certificate"
+    schema_name: Literal["dvib.certificate"] = "dvib.certificate"
     schema_version: int = SCHEMA_VERSION
     variant: str
     learned: list[str] = Field(description="initialisers of model.onnx that training determines")

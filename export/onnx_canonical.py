@@ -30,27 +30,33 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from _graphs(inner)
 
 
+def _messages(message: Any) -> Iterator[Any]:
+    """Yield a protobuf message and all messages within, wherever they hang."""
+    yield message
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is None:
+            continue
+        value = getattr(message, field.name)
+        if not hasattr(value, "DESCRIPTOR"):
+            for inner in value:
+                yield from _messages(inner)
+        elif message.HasField(field.name):
+            yield from _messages(value)
+
+
 def clear_metadata(model: ModelProto) -> None:
     """Remove everything that does not compute: doc strings, metadata, producer.
 
     Exporters write stack traces, absolute paths and class names there, which would make the bytes depend on where the
     export ran.
     """
-    del model.metadata_props[:]
-    for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
+    for field in ("producer_name", "producer_version", "domain", "model_version"):
         model.ClearField(field)
-    scopes: list[Any] = [model.graph, *model.functions]
-    for scope in scopes:
-        for part in _graphs(scope) if isinstance(scope, GraphProto) else [scope]:
-            values = [*part.value_info]
-            if isinstance(part, GraphProto):
-                values += [*part.input, *part.output, *part.initializer]
-            for entry in (part, *part.node, *values):
-                entry.ClearField("doc_string")
-                del entry.metadata_props[:]
-            for node in part.node:
-                for attribute in node.attribute:
-                    attribute.ClearField("doc_string")
+    for message in _messages(model):
+        fields = message.DESCRIPTOR.fields_by_name
+        for name in ("doc_string", "metadata_props"):
+            if name in fields:
+                message.ClearField(name)
 
 
 def canonical_bytes(model: ModelProto) -> bytes:

@@ -42,14 +42,17 @@ class Agreement:
 
     def add_scores(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> None:
         """Compare the scores of a block of users, float32 [b, I] each."""
+        finite = np.isfinite(reference).all(axis=1) & np.isfinite(other).all(axis=1)
         largest = np.abs(reference).max(axis=1)
-        difference = np.abs(reference.astype(np.float64) - other).max(axis=1)
+        # A score that is no number must fail, and comparisons with NaN would let it pass.
+        difference = np.full(len(reference), np.inf)
+        difference[finite] = np.abs(reference[finite].astype(np.float64) - other[finite]).max(axis=1, initial=0.0)
+        # Where every score is zero, any difference at all is infinite relative to it.
+        relative = np.where(difference > 0, np.inf, 0.0)
+        np.divide(difference, largest, out=relative, where=finite & (largest > 0))
         self.users += len(reference)
         self.max_absolute = max(self.max_absolute, float(difference.max()))
-        # Where every score is zero, any difference at all is infinite relative to it.
-        relative = np.divide(difference, largest, out=np.where(difference > 0, np.inf, 0.0), where=largest > 0)
-        # NaN anywhere must fail, and comparisons with NaN would let it pass.
-        self.max_relative = float(np.max([self.max_relative, np.nan_to_num(relative, nan=np.inf).max()]))
+        self.max_relative = max(self.max_relative, float(relative.max()))
 
     def add_lists(self, reference: NDArray[np.float32], items: NDArray[np.int64]) -> None:
         """Compare best-first lists of items, int64 [b, k], with the reference scores float32 [b, I].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,4 +29,19 @@ def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is not supported", category=DeprecationWarning)
         traced = torch.jit.trace(module.eval(), (example,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
+    _drop_debug_records(path)
     return traced
+
+
+def _drop_debug_records(path: Path) -> None:
+    """Write a TorchScript archive again without the source locations, which name absolute paths of this machine."""
+    with zipfile.ZipFile(path) as saved:
+        # The id is a hash over the debug records too.
+        records = [
+            (name, saved.read(name))
+            for name in saved.namelist()
+            if not name.endswith((".debug_pkl", ".data/serialization_id"))
+        ]
+    with zipfile.ZipFile(path, "w") as plain:
+        for name, content in records:
+            plain.writestr(zipfile.ZipInfo(name), content)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
 from export import bundle
 from export.certificate import SCHEMA_VERSION, Certificate, GraphFacts, judge
+from export.index import read_index
 from export.onnx_canonical import blank, canonical_bytes, parse, sha256
-from export.parity import TowersAndIndex, compare, onnx_scores
+from export.parity import TowersAndIndex, compare, onnx_scores, user_blocks
 from training.common.errors import BundleError
+
+_GRAPH_ERRORS = (
+    DecodeError,
+    KeyError,
+    ValueError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+"""What parsing, loading or running a malformed graph can raise."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,16 @@ def read_certificate(reader: bundle.BundleReader) -> Certificate:
     return certificate
 
 
+@contextmanager
+def _blaming(folder: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except _GRAPH_ERRORS as error:
+        raise BundleError(f"{folder}: {name} cannot be used: {error}; export the bundle again") from error
+    except BundleError as error:
+        raise BundleError(f"{folder}: {name}: {error}; export the bundle again") from error
+
+
 def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
     """Re-check hashes, graph, certificate and parity.
 
@@ -70,8 +97,9 @@ def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
         manifest = reader.manifest
         certificate = read_certificate(reader)
         data = bytes(reader.read(bundle.MODEL_ONNX))
-        index_bytes = np.frombuffer(reader.read(bundle.INDEX), dtype=np.uint8)
-    facts = GraphFacts.of(data, certificate.learned)
+    n_users, n_items = manifest.dataset.n_users, manifest.dataset.n_items
+    with _blaming(folder, bundle.MODEL_ONNX):
+        facts = GraphFacts.of(data, certificate.learned)
     proofs = judge(facts, certificate.transplanted, certificate.independent, {})
     checks = [
         Check("files", True, f"{len(manifest.files)} files match their hashes"),
@@ -82,14 +110,18 @@ def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
         Check(name, proofs[name] and certificate.proofs.get(name, False), certificate.explain(name))
         for name in ("transplant", "blanked", "architecture")
     ]
-    try:
-        index = faiss.deserialize_index(index_bytes)
-    except RuntimeError as error:
-        raise BundleError(f"{folder}: {bundle.INDEX} is no FAISS index; export the bundle again") from error
-    same = index.ntotal == len(serving.items) and np.array_equal(index.reconstruct_n(0, index.ntotal), serving.items)
-    checks.append(Check("index", bool(same), f"{index.ntotal} vectors, the same as in {bundle.ITEMS}"))
-    towers = TowersAndIndex(serving.user_tower, index)
-    agreement = compare(onnx_scores(data), {}, towers, manifest.dataset.n_users, manifest.dataset.n_items)
+    with _blaming(folder, bundle.INDEX):
+        index = read_index(serving.index, n_items, manifest.dimension)
+    same = np.array_equal(index.reconstruct_n(0, n_items), serving.items)
+    checks.append(Check("index", same, f"{index.ntotal} vectors, the same as in {bundle.ITEMS}"))
+    with _blaming(folder, bundle.USER_TOWER):
+        towers = TowersAndIndex(serving.user_tower, index)
+        for users in user_blocks(n_users, manifest.dimension):
+            shape, wanted = towers.vectors(users).shape, (len(users), manifest.dimension)
+            if shape != wanted:
+                raise BundleError(f"it gives {shape}, wanted {wanted}")
+    with _blaming(folder, bundle.MODEL_ONNX):
+        agreement = compare(onnx_scores(data), {}, towers, n_users, n_items)
     found = agreement["towers_index"]
     checks.append(
         Check(
@@ -108,7 +140,8 @@ def _same_graph(data: bytes, certificate: Certificate, against: Path) -> Check:
     with bundle.BundleReader(against) as other:
         theirs = bytes(other.read(bundle.MODEL_ONNX))
         learned = read_certificate(other).learned
-    ours_blank, theirs_blank = sha256(blank(data, certificate.learned)), sha256(blank(theirs, learned))
+    with _blaming(against, bundle.MODEL_ONNX):
+        ours_blank, theirs_blank = sha256(blank(data, certificate.learned)), sha256(blank(theirs, learned))
     return Check(
         f"same graph as {against}",
         ours_blank == theirs_blank and learned == certificate.learned,

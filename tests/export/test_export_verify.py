@@ -1,0 +1,243 @@
+"""``dvib-export verify``: 0 for the baseline's equal, 1 for another graph or other numbers, 2 for what is no bundle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from export import bundle
+from export.certificate import Certificate, GraphFacts
+from export.onnx_canonical import canonical_bytes
+from tests.helpers_export import dvib_export, edit_json, model_of, reseal
+
+Copy = Callable[[Path], Path]
+CHECKS = ["files", "graph", "certificate", "transplant", "blanked", "architecture", "index", "parity"]
+
+
+def verdicts(out: str) -> dict[str, bool]:
+    """Return check → whether it passed, as printed."""
+    return {name: word == "ok" for word, name in re.findall(r"^(ok|FAIL) +([^:]+):", out, flags=re.MULTILINE)}
+
+
+def failing(folder: Path, *arguments: object) -> set[str]:
+    """Verify; return the names of the failing checks. The exit code must fit them."""
+    outcome = dvib_export("verify", folder, *arguments)
+    assert outcome.err == ""
+    found = verdicts(outcome.out)
+    assert list(found)[: len(CHECKS)] == CHECKS
+    failed = {name for name, passed in found.items() if not passed}
+    assert outcome.code == (1 if failed else 0)
+    return failed
+
+
+@pytest.mark.parametrize("name", ["baseline_bundle", "adaptive_bundle"])
+def test_a_fresh_bundle_is_verified(name: str, request: pytest.FixtureRequest) -> None:
+    assert failing(request.getfixturevalue(name)) == set()
+
+
+def test_bundles_of_the_same_data_hold_the_same_graph(adaptive_bundle: Path, baseline_bundle: Path) -> None:
+    for ours, theirs in ((adaptive_bundle, baseline_bundle), (baseline_bundle, adaptive_bundle)):
+        outcome = dvib_export("verify", ours, "--against", theirs)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert verdicts(outcome.out)[f"same graph as {theirs}"]
+    assert failing(baseline_bundle, "--against", baseline_bundle) == set()
+
+
+def test_another_architecture_is_another_graph(
+    adaptive_bundle: Path, wide_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    wide = tmp_path_factory.mktemp("bundles") / "wide"
+    assert dvib_export("build", wide_run, "--out", wide).code == 0
+    assert failing(adaptive_bundle, "--against", wide) == {f"same graph as {wide}"}
+    assert failing(wide, "--against", adaptive_bundle) == {f"same graph as {adaptive_bundle}"}
+
+
+def test_against_no_bundle(adaptive_bundle: Path, tmp_path: Path) -> None:
+    outcome = dvib_export("verify", adaptive_bundle, "--against", tmp_path / "nowhere")
+    assert outcome.code == 2
+    assert "nowhere" in outcome.complaint
+
+
+def test_against_an_altered_bundle(adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(baseline_bundle)
+    content = bytearray((spoiled / bundle.MODEL_ONNX).read_bytes())
+    content[-3] ^= 1
+    (spoiled / bundle.MODEL_ONNX).write_bytes(content)
+    outcome = dvib_export("verify", adaptive_bundle, "--against", spoiled)
+    assert outcome.code == 2
+    assert bundle.MODEL_ONNX in outcome.complaint
+
+
+def replace(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def certificate(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    return lambda folder: edit_json(folder / bundle.CERTIFICATE, edit)
+
+
+Fault = Callable[[Path], object]
+CERTIFICATES: list[tuple[Fault, set[str]]] = [
+    (certificate(lambda document: document["exported"].update(sha256="0" * 64)), {"certificate"}),
+    (certificate(lambda document: document["exported"].update(parameters=1)), {"certificate"}),
+    (certificate(lambda document: document["transplanted"].update(sha256="0" * 64)), {"transplant"}),
+    (certificate(lambda document: document["independent"].update(blanked_sha256="0" * 64)), {"blanked"}),
+    (certificate(lambda document: document["independent"].update(flops_per_user=1)), {"architecture"}),
+    (certificate(lambda document: document["independent"]["operators"].update(Relu=1)), {"architecture"}),
+    (certificate(lambda document: document["proofs"].update(transplant=False)), {"transplant"}),
+    (certificate(lambda document: document["proofs"].update(parity=False)), {"parity"}),
+    (certificate(lambda document: document["proofs"].clear()), {"transplant", "blanked", "architecture", "parity"}),
+    (certificate(lambda document: document["learned"].clear()), {"certificate", "blanked", "architecture"}),
+]
+
+
+@pytest.mark.parametrize(("fault", "failed"), CERTIFICATES, ids=range(len(CERTIFICATES)))
+def test_a_changed_certificate_behind_matching_hashes(
+    fault: Fault, failed: set[str], adaptive_bundle: Path, copy_of: Copy
+) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    fault(spoiled)
+    reseal(spoiled)
+    assert failing(spoiled) == failed
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        certificate(lambda document: document.update(schema_version=2)),
+        certificate(lambda document: document.update(schema_name="other")),
+        certificate(lambda document: document.update(surprise=1)),
+        certificate(lambda document: document.pop("proofs")),
+        certificate(lambda document: document["exported"].pop("sha256")),
+        replace(bundle.CERTIFICATE, b"{"),
+        replace(bundle.CERTIFICATE, b"\xff\xfe"),
+        replace(bundle.CERTIFICATE, b""),
+    ],
+    ids=["version", "name", "extra key", "no proofs", "no hash", "no JSON", "no UTF-8", "empty"],
+)
+def test_what_is_no_certificate(fault: Fault, adaptive_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    fault(spoiled)
+    reseal(spoiled)
+    outcome = dvib_export("verify", spoiled)
+    assert outcome.code == 2
+    assert "certificate" in outcome.complaint
+
+
+def test_the_model_of_another_run(adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    (spoiled / bundle.MODEL_ONNX).write_bytes((baseline_bundle / bundle.MODEL_ONNX).read_bytes())
+    reseal(spoiled)
+    assert failing(spoiled) == {"certificate", "transplant", "parity"}
+
+
+def test_the_user_tower_of_another_run(adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    (spoiled / bundle.USER_TOWER).write_bytes((baseline_bundle / bundle.USER_TOWER).read_bytes())
+    reseal(spoiled)
+    assert failing(spoiled) == {"parity"}
+
+
+def test_an_index_of_other_vectors(adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    (spoiled / bundle.INDEX).write_bytes((baseline_bundle / bundle.INDEX).read_bytes())
+    reseal(spoiled)
+    assert failing(spoiled) == {"index", "parity"}
+
+
+def test_metadata_in_the_graph(adaptive_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    model = model_of(spoiled / bundle.MODEL_ONNX)
+    model.graph.node[0].doc_string = "here"
+    (spoiled / bundle.MODEL_ONNX).write_bytes(model.SerializeToString(deterministic=True))
+    reseal(spoiled)
+    assert "graph" in failing(spoiled)
+
+
+def plant(model: onnx.ModelProto, kind: str) -> None:
+    """Put one fault between the item vectors and their transposition, without a change to any score."""
+    turned = next(node for node in model.graph.node if node.op_type == "Transpose")
+    before = turned.input[0]
+    place = list(model.graph.node).index(turned)
+    if kind == "net_phi":
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "net_phi.fused.4.bias"))
+        nodes = [helper.make_node("Add", [before, "net_phi.fused.4.bias"], ["planted"])]
+    elif kind == "random":
+        nodes = [
+            helper.make_node("RandomNormalLike", [before], ["noise"], scale=1e-30),
+            helper.make_node("Add", [before, "noise"], ["planted"]),
+        ]
+    else:
+        nodes = [
+            helper.make_node("Cast", [before], ["wide"], to=onnx.TensorProto.DOUBLE),
+            helper.make_node("Cast", ["wide"], ["planted"], to=onnx.TensorProto.FLOAT),
+        ]
+    for node in reversed(nodes):
+        model.graph.node.insert(place, node)
+    turned.input[0] = "planted"
+
+
+@pytest.mark.parametrize("kind", ["net_phi", "random", "cast"])
+def test_a_fault_planted_in_the_file(kind: str, adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:
+    """Alone the certificate tells; with a certificate forged to fit, the baseline's bundle does."""
+    spoiled = copy_of(adaptive_bundle)
+    model = model_of(spoiled / bundle.MODEL_ONNX)
+    plant(model, kind)
+    data = canonical_bytes(model)
+    (spoiled / bundle.MODEL_ONNX).write_bytes(data)
+    reseal(spoiled)
+    assert failing(spoiled) == {"certificate", "transplant", "blanked", "architecture"}
+
+    forged = Certificate.model_validate_json((spoiled / bundle.CERTIFICATE).read_bytes())
+    facts = GraphFacts.of(data, forged.learned)
+    forged = forged.model_copy(update={"exported": facts, "transplanted": facts, "independent": facts})
+    (spoiled / bundle.CERTIFICATE).write_text(forged.model_dump_json())
+    reseal(spoiled)
+    assert f"same graph as {baseline_bundle}" in failing(spoiled, "--against", baseline_bundle)
+    # A random operator gives itself away even so.
+    assert ("architecture" in failing(spoiled)) is (kind == "random")
+
+
+GARBAGE = b"\x0a\xff\xff\xff\xff neither a graph nor an index"
+
+
+@pytest.mark.parametrize("content", [GARBAGE, b"", b"IxFI"], ids=["garbage", "empty", "cut"])
+@pytest.mark.parametrize("name", [bundle.MODEL_ONNX, bundle.USER_TOWER, bundle.INDEX])
+def test_what_is_no_graph_and_no_index(name: str, content: bytes, adaptive_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    (spoiled / name).write_bytes(content)
+    reseal(spoiled)
+    outcome = dvib_export("verify", spoiled)
+    assert outcome.code == 2
+    assert name in outcome.complaint
+
+
+def test_a_graph_with_another_signature(adaptive_bundle: Path, copy_of: Copy) -> None:
+    """The item tower in the place of the others: a sound graph that takes no users."""
+    tower = (adaptive_bundle / bundle.ITEM_TOWER).read_bytes()
+    for name in (bundle.USER_TOWER, bundle.MODEL_ONNX):
+        spoiled = copy_of(adaptive_bundle)
+        (spoiled / name).write_bytes(tower)
+        reseal(spoiled)
+        outcome = dvib_export("verify", spoiled)
+        assert outcome.code == 2
+        assert name in outcome.complaint
+        spoiled.rename(spoiled.with_name(f"spoiled {name}"))
+
+
+def test_an_approximate_index_is_not_what_was_promised(adaptive_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    index = faiss.IndexFlatL2(16)
+    index.add(np.load(spoiled / bundle.ITEMS))
+    faiss.write_index(index, str(spoiled / bundle.INDEX))
+    reseal(spoiled)
+    outcome = dvib_export("verify", spoiled)
+    assert outcome.code in {1, 2}

@@ -96,13 +96,13 @@ def _first_version(*names: str) -> str | None:
 
 
 def certify(
-    checkpoint: Checkpoint, model: Recommender, traced: Scores, folder: Path, independent: Checkpoint | None = None
+    checkpoint: Checkpoint, reference: Scores, traced: Scores, folder: Path, independent: Checkpoint | None = None
 ) -> Certificate:
     """Make the certificate of the files that ``build_bundle`` has put into a folder.
 
     Args:
         checkpoint: What was exported.
-        model: The stripped model.
+        reference: The trained model's scores.
         traced: The TorchScript module that was saved. The file is not read back: loading it would unpickle it.
         folder: Holds ``model.onnx``, ``user_tower.onnx`` and ``items.faiss``.
         independent: A baseline trained on the same data by itself; without it, a fresh one with other initial values.
@@ -116,7 +116,7 @@ def certify(
         other, source = strip.plain_model(independent, transplant=True), "baseline trained independently"
     towers = TowersAndIndex((folder / bundle.USER_TOWER).read_bytes(), faiss.read_index(str(folder / bundle.INDEX)))
     parity = compare(
-        _module_scores(FullGraph(model).eval()),
+        reference,
         {"onnx": onnx_scores(data), "torchscript": traced},
         towers,
         checkpoint.dataset.n_users,
@@ -164,7 +164,8 @@ def build_bundle(
     dataset, info = checkpoint.dataset, checkpoint.info
     with atomic_folder(out) as folder:
         on_stage("stripping")
-        model = strip.strip(strip.trained_objective(checkpoint)).eval()
+        trained = strip.trained_objective(checkpoint)
+        model = strip.strip(trained).eval()
         on_stage("exporting the full graph")
         (folder / bundle.MODEL_ONNX).write_bytes(full_graph_onnx(model))
         with torch.no_grad():
@@ -183,7 +184,9 @@ def build_bundle(
         on_stage("tracing")
         traced = save_torchscript(FullGraph(model), folder / bundle.TORCHSCRIPT, dataset.n_users)
         on_stage("proving")
-        certificate = certify(checkpoint, model, _module_scores(traced), folder, independent)
+        # The trained model itself is the reference, not what stripping made of it.
+        reference = _module_scores(FullGraph(trained.model).eval())
+        certificate = certify(checkpoint, reference, _module_scores(traced), folder, independent)
         failed = sorted(name for name, held in certificate.proofs.items() if not held)
         if failed:
             raise ProofFailedError(

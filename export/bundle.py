@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import mmap
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ CERTIFICATE = "certificate.json"
 REQUIRED = (MODEL_ONNX, USER_TOWER, TORCHSCRIPT, INDEX, ITEMS, IDS, SEEN, POPULARITY, CERTIFICATE)
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
+_NO_VERSION = "0" * 12
 
 
 class FileEntry(BaseModel):
@@ -80,7 +81,7 @@ class Manifest(BaseModel):
 
     schema_name: Literal["dvib.bundle"] = "dvib.bundle"
     schema_version: int = SCHEMA_VERSION
-    version: str = Field(pattern="^[0-9a-f]{12}$", description="identifies the content: from the hashes of all files")
+    version: str = Field(pattern="^[0-9a-f]{12}$", description="identifies the content: a hash over all the rest")
     model: str
     variant: Literal["none", "constant", "adaptive"]
     preset: str
@@ -92,12 +93,11 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
 
 
-def content_version(files: Mapping[str, FileEntry]) -> str:
-    """Return the bundle version: 12 hex digits of a hash over the names and hashes of all files."""
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(f"{name}\0{files[name].sha256}\n".encode())
-    return digest.hexdigest()[:12]
+def content_version(manifest: Manifest) -> str:
+    """Return the bundle version: 12 hex digits of a hash over everything else in the manifest, file hashes included."""
+    document = manifest.model_dump(mode="json", exclude={"version"})
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -117,7 +117,8 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
         The manifest written.
     """
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    manifest = Manifest(version=content_version(files), files=files, **fields)
+    draft = Manifest(version=_NO_VERSION, files=files, **fields)
+    manifest = draft.model_copy(update={"version": content_version(draft)})
     write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest
 
@@ -187,8 +188,10 @@ class BundleReader:
                 f"{self.folder}: bundle schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}; "
                 "export the bundle again"
             )
-        if manifest.version != content_version(manifest.files):
-            raise BundleError(f"{self.folder}: {MANIFEST}: the version does not belong to the listed files")
+        if manifest.version != content_version(manifest):
+            raise BundleError(
+                f"{self.folder}: {MANIFEST} was changed: its version does not fit its content; export the bundle again"
+            )
         return manifest
 
     def _check_names(self) -> None:

@@ -11,6 +11,8 @@ import typer
 from training.common.console import EXIT_DIFFERENT, make_app, require_groups
 from training.common.errors import BundleError
 
+_MARKS = {True: "ok  ", False: "FAIL", None: "skip"}
+
 app = make_app("Export checkpoints into certified bundles, and verify bundles.")
 
 
@@ -63,7 +65,7 @@ def verify(
 
     checks = verify_bundle(bundle, against)
     for check in checks:
-        typer.echo(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+        typer.echo(f"{_MARKS[check.passed]}  {check.name}: {check.detail}")
     if not all(check.passed for check in checks):
         raise typer.Exit(EXIT_DIFFERENT)
 

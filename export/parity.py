@@ -42,11 +42,14 @@ class Agreement:
 
     def add_scores(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> None:
         """Compare the scores of a block of users, float32 [b, I] each."""
-        finite = np.isfinite(reference).all(axis=1) & np.isfinite(other).all(axis=1)
-        largest = np.abs(reference).max(axis=1)
+        largest = np.maximum(reference.max(axis=1), -reference.min(axis=1))
+        with np.errstate(invalid="ignore"):
+            # Exact where it matters: numbers within a factor of two have an exact difference.
+            gap = np.subtract(reference, other)
+        difference = np.maximum(gap.max(axis=1), -gap.min(axis=1)).astype(np.float64)
         # A score that is no number must fail, and comparisons with NaN would let it pass.
-        difference = np.full(len(reference), np.inf)
-        difference[finite] = np.abs(reference[finite].astype(np.float64) - other[finite]).max(axis=1, initial=0.0)
+        finite = np.isfinite(largest) & np.isfinite(difference)
+        difference[~finite] = np.inf
         # Where every score is zero, any difference at all is infinite relative to it.
         relative = np.where(difference > 0, np.inf, 0.0)
         np.divide(difference, largest, out=relative, where=finite & (largest > 0))
@@ -59,13 +62,23 @@ class Agreement:
 
         A list agrees if at every rank its item scores as much as the reference's item there, within the tolerance.
         """
-        k = items.shape[1]
-        best = -np.sort(-np.partition(reference, -k, axis=1)[:, -k:], axis=1)
         found = np.take_along_axis(reference, items, axis=1)
-        allowed = TOLERANCE * np.abs(reference).max(axis=1, keepdims=True)
+        worst = found.min(axis=1, keepdims=True)
+        # No item left out is better than the list's last, and the list is in order: settled without sorting.
+        complete = (reference > worst).sum(axis=1) == (found > worst).sum(axis=1)
+        ordered = (np.diff(found, axis=1) <= 0).all(axis=1)
         repeated = (np.diff(np.sort(items, axis=1), axis=1) == 0).any(axis=1)
-        agrees = (np.abs(best.astype(np.float64) - found) <= allowed).all(axis=1) & ~repeated
-        self.top_k_differing += int((~agrees).sum())
+        agrees = complete & ordered & np.isfinite(worst[:, 0])
+        doubtful = np.flatnonzero(~agrees)
+        agrees[doubtful] = self._agree_within_ties(reference[doubtful], found[doubtful])
+        self.top_k_differing += int((~agrees | repeated).sum())
+
+    @staticmethod
+    def _agree_within_ties(reference: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.bool_]:
+        k = found.shape[1]
+        best = -np.sort(-np.partition(reference, -k, axis=1)[:, -k:], axis=1)
+        allowed = TOLERANCE * np.abs(reference).max(axis=1, keepdims=True)
+        return np.asarray((np.abs(best.astype(np.float64) - found) <= allowed).all(axis=1))
 
     def document(self) -> dict[str, int | float | bool]:
         """Return the agreement as JSON values."""
@@ -136,7 +149,11 @@ def user_blocks(n_users: int, n_items: int) -> Iterator[NDArray[np.int64]]:
 
 def top_k_of(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Return the items of the k largest scores of every row, best first, ties by item row."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int64)
+    cut = np.partition(scores, -k, axis=1)[:, -k, None]
+    rows, items = np.nonzero(scores >= cut)
+    ranked = np.lexsort((items, -scores[rows, items], rows))
+    first = np.searchsorted(rows, np.arange(len(scores)))
+    return np.asarray(items[ranked][first[:, None] + np.arange(k)], dtype=np.int64)
 
 
 def compare(

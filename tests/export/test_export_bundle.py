@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from export import bundle
@@ -53,8 +56,9 @@ def test_the_manifest_lists_every_file(adaptive_bundle: Path) -> None:
     assert {name: entry["size"] for name, entry in manifest["files"].items()} == {
         name: (adaptive_bundle / name).stat().st_size for name in present
     }
-    listing = "".join(f"{name}\0{present[name]}\n" for name in sorted(present))
-    assert manifest["version"] == hashlib.sha256(listing.encode()).hexdigest()[:12]
+    version = manifest.pop("version")
+    listing = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    assert version == hashlib.sha256(listing.encode()).hexdigest()[:12]
 
 
 def test_the_manifest_describes_the_run(adaptive_bundle: Path, adaptive_run: Path, dataset: Dataset) -> None:
@@ -187,8 +191,7 @@ def test_impossible_names_in_the_manifest(name: str, adaptive_bundle: Path, copy
 
     def add(document: dict[str, Any]) -> None:
         document["files"][name] = document["files"][bundle.ITEMS]
-        entries = {key: bundle.FileEntry(**entry) for key, entry in document["files"].items()}
-        document["version"] = bundle.content_version(entries)
+        document["version"] = bundle.content_version(bundle.Manifest.model_validate(document))
 
     edit_json(spoiled / bundle.MANIFEST, add)
     refused(spoiled, "impossible file name")
@@ -216,8 +219,28 @@ MANIFESTS: list[tuple[Edit, str]] = [
 @pytest.mark.parametrize(("edit", "word"), MANIFESTS, ids=range(len(MANIFESTS)))
 def test_a_wrong_manifest(edit: Edit, word: str, adaptive_bundle: Path, copy_of: Copy) -> None:
     spoiled = copy_of(adaptive_bundle)
-    edit_json(spoiled / bundle.MANIFEST, edit)
+
+    def edit_and_seal(document: dict[str, Any]) -> None:
+        edit(document)
+        if word != "version":
+            with contextlib.suppress(ValidationError):
+                document["version"] = bundle.content_version(bundle.Manifest.model_validate(document))
+
+    edit_json(spoiled / bundle.MANIFEST, edit_and_seal)
     refused(spoiled, word)
+
+
+def test_no_byte_of_the_manifest_can_change_unnoticed(adaptive_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    content = (adaptive_bundle / bundle.MANIFEST).read_bytes()
+    # Each word once; between words there is only white space, which says nothing.
+    for match in re.finditer(rb"[^\s]+", content):
+        for place in {match.start(), match.end() - 1}:
+            changed = bytearray(content)
+            changed[place] ^= 1
+            (spoiled / bundle.MANIFEST).write_bytes(changed)
+            with pytest.raises(BundleError):
+                bundle.BundleReader(spoiled)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": 1}'])

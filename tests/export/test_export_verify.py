@@ -23,8 +23,8 @@ CHECKS = ["files", "graph", "certificate", "transplant", "blanked", "architectur
 
 
 def verdicts(out: str) -> dict[str, bool]:
-    """Return check → whether it passed, as printed."""
-    return {name: word == "ok" for word, name in re.findall(r"^(ok|FAIL) +([^:]+):", out, flags=re.MULTILINE)}
+    """Return check → whether it passed or was not looked at, as printed."""
+    return {name: word != "FAIL" for word, name in re.findall(r"^(ok|FAIL|skip) +([^:]+):", out, flags=re.MULTILINE)}
 
 
 def failing(folder: Path, *arguments: object) -> set[str]:
@@ -136,7 +136,7 @@ def test_the_model_of_another_run(adaptive_bundle: Path, baseline_bundle: Path, 
     spoiled = copy_of(adaptive_bundle)
     (spoiled / bundle.MODEL_ONNX).write_bytes((baseline_bundle / bundle.MODEL_ONNX).read_bytes())
     reseal(spoiled)
-    assert failing(spoiled) == {"certificate", "transplant", "parity"}
+    assert failing(spoiled) == {"certificate", "transplant"}
 
 
 def test_the_user_tower_of_another_run(adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:
@@ -216,6 +216,10 @@ def test_what_is_no_graph_and_no_index(name: str, content: bytes, adaptive_bundl
     (spoiled / name).write_bytes(content)
     reseal(spoiled)
     outcome = dvib_export("verify", spoiled)
+    if (name, content) == (bundle.MODEL_ONNX, b""):
+        # No bytes at all are a graph to protobuf, an empty one: not the certified graph.
+        assert outcome.code == 1
+        return
     assert outcome.code == 2
     assert name in outcome.complaint
 
@@ -228,8 +232,12 @@ def test_a_graph_with_another_signature(adaptive_bundle: Path, copy_of: Copy) ->
         (spoiled / name).write_bytes(tower)
         reseal(spoiled)
         outcome = dvib_export("verify", spoiled)
-        assert outcome.code == 2
-        assert name in outcome.complaint
+        if name == bundle.MODEL_ONNX:
+            # Not the certified graph: reported, and not run.
+            assert outcome.code == 1
+        else:
+            assert outcome.code == 2
+            assert name in outcome.complaint
         spoiled.rename(spoiled.with_name(f"spoiled {name}"))
 
 

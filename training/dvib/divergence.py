@@ -11,33 +11,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Beyond this gap one of the two probabilities is below e^-80 of the other and its exact value is of no consequence.
-_MAX_LOG_RATIO = 80.0
-
 
 class _JensenShannon(torch.autograd.Function):
-    """Fused forward and closed-form backward: a third of the passes over memory that autograd would make."""
+    """Fused forward and closed-form backward: a third of the passes over memory that autograd would make.
+
+    With m = (p + q)/2 and the contrast w = (q - p)/(q + p), log(p/m) = log1p(-w) and log(q/m) = log1p(w). Errors of w
+    enter the divergence squared: it is accurate also where p and q hardly differ, and zero where they are equal.
+    """
 
     @staticmethod
     def forward(ctx: Any, clean: Tensor, perturbed: Tensor) -> Tensor:
-        log_p = F.log_softmax(clean, dim=-1)
-        log_q = F.log_softmax(perturbed, dim=-1)
-        gap = torch.sub(log_q, log_p).clamp_(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-        # log(m/p) with m = (p + q)/2, exactly zero where p = q; log(q/m) = log(q/p) - log(m/p).
-        log_m_over_p = torch.expm1(gap).mul_(0.5).log1p_()
-        log_q_over_m = gap.sub_(log_m_over_p)
-        p, q = F.softmax(clean, dim=-1), F.softmax(perturbed, dim=-1)  # cheaper than exponentiating the logarithms
-        left, right = log_m_over_p.mul_(p), log_q_over_m.mul_(q)
+        p, q = F.softmax(clean, dim=-1), F.softmax(perturbed, dim=-1)
+        limits = torch.finfo(p.dtype)
+        # Where both have underflowed to zero, the smallest normal number keeps the quotient zero.
+        total = torch.add(p, q).clamp_min_(limits.tiny)
+        # Where only one is left, the contrast stays just below one, so that zero times its logarithm is zero.
+        most = 1.0 - limits.eps / 2
+        contrast = torch.sub(q, p).div_(total).clamp_(-most, most)
+        right = torch.log1p(contrast).mul_(q)
+        left = contrast.neg_().log1p_().mul_(p)
         left_sum, right_sum = left.sum(-1, keepdim=True), right.sum(-1, keepdim=True)
-        # dJS/dp = ½ log(p/m), then through the softmax: p (g - <p, g>). The left one is kept with its sign reversed.
+        # dJS/dp = ½ log(p/m), then through the softmax: p (g - <p, g>).
         ctx.save_for_backward(left.addcmul_(p, left_sum, value=-1), right.addcmul_(q, right_sum, value=-1))
-        return 0.5 * (right_sum - left_sum).squeeze(-1)
+        return 0.5 * (left_sum + right_sum).squeeze(-1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
         left, right = ctx.saved_tensors
         scale = 0.5 * grad_outputs[0].unsqueeze(-1)
-        return left * -scale, right * scale
+        return left * scale, right * scale
 
 
 def jensen_shannon(clean: Tensor, perturbed: Tensor) -> Tensor:

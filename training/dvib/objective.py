@@ -6,8 +6,9 @@ Algorithm 1. The model inside is the same class with the same tensors, so taking
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,11 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 _DIVERGENCES: dict[str, Divergence] = {"js": jensen_shannon, "ref_entropy": ref_entropy}
 _SCORE_BLOCK = 16_000_000
 """Scores of one pass held at once while distilling over all items; about half a gigabyte with all temporaries."""
+
+
+def add_up(values: Iterable[Tensor]) -> Tensor:
+    """Add scalars one by one: stacking them first would cost several more operations each way."""
+    return reduce(torch.add, values)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class PlainObjective(Objective):
         """Compute L0; draws no noise."""
         del noise
         terms = self.general(self.model.represent(self.model.hidden(batch.rows)), batch)
-        total = torch.stack(list(terms.values())).sum()
+        total = add_up(terms.values())
         return StepLoss(total, {name: value.detach() for name, value in terms.items()})
 
 
@@ -113,8 +119,8 @@ class DvibObjective(Objective):
         clean_latent, perturbed_latent = self.model.represent(hidden), self.model.represent(perturbed)
         clean = self.general(clean_latent, batch)
         noisy = self.general(perturbed_latent, batch, decay=config.decay_both)
-        general = torch.stack(list(clean.values())).sum()
-        general_noisy = torch.stack(list(noisy.values())).sum()
+        general = add_up(clean.values())
+        general_noisy = add_up(noisy.values())
         distillation = self._distillation(clean_latent, perturbed_latent, batch)
         keep = 1.0 - config.gamma_d if config.mix == "convex" else 1.0
         total = keep * (general + config.gamma_0 * general_noisy) + config.gamma_d * distillation
@@ -150,7 +156,7 @@ class DvibObjective(Objective):
                 values.append(eq13(h, scales[name], config.prior, phi_is=config.phi_is))
             else:
                 values.append(kl_std(h, scales[name], config.prior))
-        return torch.stack(values).sum()
+        return add_up(values)
 
     def _distillation(self, clean: Latent, perturbed: Latent, batch: Batch) -> Tensor:
         return self._divergence(_DIVERGENCES[self.config.divergence], clean, perturbed, batch)
@@ -159,7 +165,7 @@ class DvibObjective(Objective):
         if self.config.distil_on == "features":
             # A side that the perturbation does not reach is the same tensor in both passes: its divergence is zero.
             sides = ((clean.items, perturbed.items), (clean.users, perturbed.users))
-            return torch.stack([divergence(a, b).mean() for a, b in sides if a is not b]).sum()
+            return add_up(divergence(a, b).mean() for a, b in sides if a is not b)
         clean_users, clean_items = self.model.towers(clean)
         noisy_users, noisy_items = self.model.towers(perturbed)
         # Each distinct user once, weighted by its occurrences: the mean over the batch's rows for less work.
@@ -174,7 +180,7 @@ class DvibObjective(Objective):
         if len(blocks) == 1:
             return block_sum(blocks[0])
         # More than one block: forget each block's scores and compute them again in the backward pass.
-        return torch.stack([checkpoint(block_sum, rows, use_reentrant=False) for rows in blocks]).sum()
+        return add_up(checkpoint(block_sum, rows, use_reentrant=False) for rows in blocks)
 
 
 def make_objective(model: Recommender, config: DvibConfig, generator: torch.Generator) -> Objective:

@@ -47,6 +47,7 @@ def make_bundle(folder: Path, *, variant: str = "none", graph: bool = True, fing
         place = folder / bundle.MANIFEST
         document = json.loads(place.read_text("utf-8"))
         document["dataset"]["fingerprint"] = fingerprint
+        document["version"] = bundle.content_version(bundle.Manifest.model_validate(document))
         place.write_text(json.dumps(document), "utf-8")
     return folder
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from benchmarks.http_client import Connection, serving
 from benchmarks.sampling import Call, Level, sample
 from benchmarks.statistics import RESAMPLES, Quantiles, ratio_of_quantiles
 from export.bundle import IDS, MODEL_ONNX, BundleReader, Manifest
-from export.parity import session
+from export.parity import GRAPH_ERRORS, session
 from service.engine import Engine, Request
 from training.common.errors import BundleError
 from training.common.strings import StringTable
@@ -31,14 +30,6 @@ LOADS = 1
 FOLDING = (
     "ONNX Runtime folds whatever does not depend on the user (VBPR's projection of the item features) into constants "
     "when it loads a graph: 'graph' times the folded graph, 'graph load' is what loading and folding take."
-)
-_GRAPH_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
 )
 
 
@@ -90,7 +81,7 @@ class BundleArm:
             arm = cls(folder, reader.manifest, bytes(reader.read(MODEL_ONNX)), list(users))
         try:
             arm.graph_call()(np.zeros(1, dtype=np.int64))
-        except (*_GRAPH_ERRORS, ValueError) as error:
+        except (*GRAPH_ERRORS, ValueError) as error:
             reason = " ".join(str(error).split())
             raise BundleError(f"{folder}: ONNX Runtime cannot run {MODEL_ONNX}: {reason}") from error
         return arm

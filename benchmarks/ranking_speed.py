@@ -17,9 +17,8 @@ from training.build import build_model
 from training.common.errors import DvibError
 from training.config import build_config
 from training.data.dataset import Dataset
-from training.evaluation import DEFAULT_KS, EvaluationSet
+from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate_model
 from training.models.vbpr import VBPR
-from training.trainer import evaluate_model
 
 COMPARED = ("recall@20", "ndcg@20")
 TOLERANCE = 2e-4

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.epoch import EpochRunner
 from training.models.vbpr import VBPR
-from training.trainer import EpochRunner
 
 
 class PlainVBPR(nn.Module):

@@ -16,8 +16,9 @@ from benchmarks.shapes import synthetic_dataset
 from training.build import build_objective
 from training.config import Preset, build_config
 from training.data.dataset import Dataset
+from training.device import resolve_device
 from training.dvib.config import Variant
-from training.trainer import EpochRunner, resolve_device
+from training.epoch import EpochRunner
 
 BLOCK = 10
 """Steps timed at a stretch before the next arm has its turn."""

@@ -9,27 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import ValidationError
 
 from export import bundle
 from export.certificate import SCHEMA_VERSION, Certificate, GraphFacts, judge
 from export.index import read_index
 from export.onnx_canonical import blank, canonical_bytes, parse, sha256
-from export.parity import TowersAndIndex, compare, onnx_scores, user_blocks
+from export.parity import GRAPH_ERRORS, TowersAndIndex, compare, onnx_scores, user_blocks
 from training.common.errors import BundleError
 
-_GRAPH_ERRORS = (
-    DecodeError,
-    KeyError,
-    ValueError,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
+_MALFORMED = (DecodeError, KeyError, ValueError, *GRAPH_ERRORS)
 """What parsing, loading or running a malformed graph can raise."""
 
 
@@ -72,7 +61,7 @@ def read_certificate(reader: bundle.BundleReader) -> Certificate:
 def _blaming(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
-    except _GRAPH_ERRORS as error:
+    except _MALFORMED as error:
         raise BundleError(f"{folder}: {name} cannot be used: {error}; export the bundle again") from error
     except BundleError as error:
         raise BundleError(f"{folder}: {name}: {error}; export the bundle again") from error

@@ -16,8 +16,9 @@ from training.config import Preset, RunConfig, build_config
 from training.data.dataset import SPLITS, Dataset, Interactions, Split
 from training.dvib.config import Variant
 from training.dvib.objective import Objective
+from training.epoch import EpochRunner
 from training.models.base import Batch
-from training.trainer import EpochRunner, SilentReporter
+from training.reporting import SilentReporter
 
 Pairs = Sequence[tuple[int, int]]
 VARIANTS: tuple[Variant, ...] = ("none", "constant", "adaptive")

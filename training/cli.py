@@ -22,10 +22,11 @@ from training.common.folders import write_atomically
 from training.config import build_config
 from training.data.fetch import fetch_default
 from training.data.load import load_dataset
-from training.evaluation import DEFAULT_KS, METRICS, EvaluationSet, evaluate, popularity_scorer
+from training.device import resolve_device
+from training.evaluation import DEFAULT_KS, METRICS, EvaluationSet, evaluate, evaluate_model, popularity_scorer
 from training.reporting import ConsoleReporter
 from training.resume import LAST
-from training.trainer import Trainer, evaluate_model, resolve_device
+from training.trainer import Trainer
 
 app = make_app("Train multimodal recommenders, plain or with DVIB, and evaluate them.")
 output = Console()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training.common.errors import ConfigError, DataError
 from training.data.dataset import Dataset, Interactions, Split
+from training.models.base import Recommender
 
 DEFAULT_KS = (5, 10, 20, 50)
 METRICS = ("recall", "ndcg", "precision", "map", "hr")
@@ -171,3 +172,10 @@ def popularity_scorer(dataset: Dataset, device: torch.device | None = None) -> S
     places[order] = -torch.arange(dataset.n_items, dtype=torch.float32)
     places = places.to(device or torch.device("cpu"))
     return lambda rows: places.expand(len(rows), -1).clone()
+
+
+@torch.no_grad()
+def evaluate_model(model: Recommender, data: EvaluationSet, n_items: int, ks: tuple[int, ...]) -> dict[str, float]:
+    """Evaluate a model on one split; every vector is computed once."""
+    users, items = model.vectors()
+    return evaluate(vector_scorer(users, items), data, n_items, ks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,8 +11,34 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.config import RunConfig
 
 
+class Reporter(Protocol):
+    """Shows progress; the trainer itself prints nothing."""
+
+    def epoch_started(self, epoch: int, steps: int) -> None:
+        """An epoch with so many steps begins."""
+
+    def step_done(self) -> None:
+        """One step is over."""
+
+    def epoch_done(self, entry: dict[str, float], improved: bool) -> None:
+        """An epoch is over; ``entry`` is its line in the log."""
+
+
+class SilentReporter:
+    """Shows nothing."""
+
+    def epoch_started(self, epoch: int, steps: int) -> None:
+        """Do nothing."""
+
+    def step_done(self) -> None:
+        """Do nothing."""
+
+    def epoch_done(self, entry: dict[str, float], improved: bool) -> None:
+        """Do nothing."""
+
+
 class ConsoleReporter:
-    """Implements ``training.trainer.Reporter`` with rich.
+    """Implements ``Reporter`` with rich.
 
     Args:
         console: Where to write.

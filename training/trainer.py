@@ -6,10 +6,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -26,16 +25,15 @@ from training.checkpoint import (
     save_dataset,
     versions,
 )
-from training.common.errors import CheckpointError, ConfigError, DataError, DvibError
+from training.common.errors import CheckpointError, ConfigError
 from training.common.folders import write_atomically
 from training.config import RunConfig
 from training.data.dataset import Dataset
-from training.data.negatives import NegativeSampler
-from training.dvib.objective import Objective, StepLoss
-from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate, vector_scorer
-from training.models.base import Recommender
-from training.randomness import stream
+from training.epoch import EpochRunner
+from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate_model
+from training.reporting import Reporter, SilentReporter
 from training.resume import ResumeState, load_resume_state, save_resume_state
+from training.stopping import EarlyStopping
 
 DATA = "data"
 LOG = "log.jsonl"
@@ -43,192 +41,6 @@ SAVE_SECONDS = 30.0
 """Least time between two saved states. A run resumed from any of them takes the same course."""
 
 logger = logging.getLogger("dvib.training")
-
-
-class DivergedError(DvibError):
-    """The loss is no longer a finite number."""
-
-
-class Reporter(Protocol):
-    """Shows progress; the trainer itself prints nothing."""
-
-    def epoch_started(self, epoch: int, steps: int) -> None:
-        """An epoch with so many steps begins."""
-
-    def step_done(self) -> None:
-        """One step is over."""
-
-    def epoch_done(self, entry: dict[str, float], improved: bool) -> None:
-        """An epoch is over; ``entry`` is its line in the log."""
-
-
-class SilentReporter:
-    """Shows nothing."""
-
-    def epoch_started(self, epoch: int, steps: int) -> None:
-        """Do nothing."""
-
-    def step_done(self) -> None:
-        """Do nothing."""
-
-    def epoch_done(self, entry: dict[str, float], improved: bool) -> None:
-        """Do nothing."""
-
-
-def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device that is there.
-
-    Raises:
-        DvibError: There is no such device on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DvibError(f"no device '{name}'; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DvibError(f"no device '{name}' here: {torch.cuda.device_count()} CUDA devices found; use --device cpu")
-    return device
-
-
-@torch.no_grad()
-def evaluate_model(model: Recommender, data: EvaluationSet, n_items: int, ks: tuple[int, ...]) -> dict[str, float]:
-    """Evaluate a model on one split; every vector is computed once."""
-    users, items = model.vectors()
-    return evaluate(vector_scorer(users, items), data, n_items, ks)
-
-
-@dataclass
-class EarlyStopping:
-    """Keeps the best value of the monitored metric and says when to stop.
-
-    Attributes:
-        patience: Evaluations in a row without an improvement after which to stop.
-        decimals: Round before comparing; None compares exactly.
-        best: Best value so far.
-        best_epoch: Its epoch.
-        waited: Evaluations since.
-    """
-
-    patience: int
-    decimals: int | None = None
-    best: float = -math.inf
-    best_epoch: int = 0
-    waited: int = 0
-
-    def update(self, value: float, epoch: int) -> bool:
-        """Take in one evaluation; return whether it is the best so far."""
-        if self.decimals is not None:
-            value = round(value, self.decimals)
-        if value > self.best:
-            self.best, self.best_epoch, self.waited = value, epoch, 0
-            return True
-        self.waited += 1
-        return False
-
-    @property
-    def stop(self) -> bool:
-        """Whether patience is used up."""
-        return self.waited >= self.patience
-
-
-class EpochRunner:
-    """Runs the optimisation steps of one epoch; knows nothing of evaluation or files.
-
-    Args:
-        objective: On its device.
-        config: Its configuration.
-        dataset: Training interactions.
-        device: Where to train.
-    """
-
-    def __init__(self, objective: Objective, config: RunConfig, dataset: Dataset, device: torch.device) -> None:
-        self.objective = objective
-        self.config = config
-        self.device = device
-        self._users = torch.from_numpy(dataset.train.users.copy()).to(device)
-        self._items = torch.from_numpy(dataset.train.items.copy()).to(device)
-        self._sampler = NegativeSampler(self._users, self._items, dataset.n_items)
-        usable = self._sampler.usable
-        if not bool(usable.all()):
-            logger.warning("%d interactions of users who own every item are left out", int((~usable).sum()))
-            self._users, self._items = self._users[usable], self._items[usable]
-        if len(self._users) == 0:
-            raise DataError(f"{dataset.name}: every user owns every training item, so nothing can be ranked below them")
-        self.optimiser = torch.optim.Adam(
-            [value for _, value in self.named_parameters()], lr=config.training.learning_rate, fused=True
-        )
-
-    def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Return all parameters in a fixed order: the model's, then the objective's own."""
-        own = self.objective.own_parameters()
-        return [*self.objective.model.named_parameters(prefix="model"), *own.items()]
-
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch."""
-        return math.ceil(len(self._users) / self.config.training.batch_size)
-
-    def triples(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Shuffle the interactions, draw their negatives and yield them in batches.
-
-        Args:
-            epoch: From 1; determines the result together with the seed.
-
-        Yields:
-            Users, positives and negatives, int64 [B] each; the last batch may be shorter.
-        """
-        seed = self.config.training.seed
-        order = torch.randperm(
-            len(self._users), generator=stream(seed, "batches", epoch, self.device), device=self.device
-        )
-        users, positives = self._users[order], self._items[order]
-        negatives = self._sampler.draw(users, stream(seed, "negatives", epoch, self.device))
-        size = self.config.training.batch_size
-        yield from zip(*(torch.split(part, size) for part in (users, positives, negatives)), strict=True)
-
-    def steps_of(self, epoch: int) -> Iterator[tuple[float, StepLoss]]:
-        """Make the optimisation steps of one epoch, one for each value taken.
-
-        Yields:
-            The batch's share of the epoch's interactions, and its loss.
-        """
-        noise = stream(self.config.training.seed, "noise", epoch, self.device)
-        for users, positives, negatives in self.triples(epoch):
-            result = self.objective.step(self.objective.batch(users, positives, negatives), noise)
-            self.optimiser.zero_grad(set_to_none=True)
-            result.total.backward()  # type: ignore[no-untyped-call]
-            self.optimiser.step()
-            yield len(users) / len(self._users), result
-
-    def run(self, epoch: int, on_step: Callable[[], None] | None = None) -> dict[str, float]:
-        """Make one pass over the training interactions.
-
-        Args:
-            epoch: From 1.
-            on_step: Called after each step.
-
-        Returns:
-            Means over the epoch of the total loss and of every logged term.
-
-        Raises:
-            DivergedError: The loss became infinite or NaN.
-        """
-        sums: dict[str, Tensor] = {}
-        for share, result in self.steps_of(epoch):
-            for name, value in (("total", result.total.detach()), *result.terms.items()):
-                sums[name] = sums[name] + share * value if name in sums else share * value
-            if on_step is not None:
-                on_step()
-        means = {name: float(value) for name, value in sums.items()}
-        if not math.isfinite(means["total"]):
-            bad = [name for name, value in means.items() if not math.isfinite(value)]
-            raise DivergedError(
-                f"epoch {epoch}: the loss is not finite any more ({', '.join(bad)}); "
-                "lower training.learning_rate or the weight of that term"
-            )
-        return means
 
 
 @dataclass

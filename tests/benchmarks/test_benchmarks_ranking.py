@@ -9,8 +9,7 @@ from benchmarks.ranking_speed import DisagreementError, check_agreement, measure
 from benchmarks.reference_loops import PlainVBPR
 from benchmarks.reference_ranking import PlainRanking, items_by_user
 from benchmarks.shapes import synthetic_dataset
-from training.evaluation import DEFAULT_KS, EvaluationSet, GroupedItems
-from training.trainer import evaluate_model
+from training.evaluation import DEFAULT_KS, EvaluationSet, GroupedItems, evaluate_model
 
 DATASET = synthetic_dataset("small")
 

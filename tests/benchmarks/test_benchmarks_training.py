@@ -13,8 +13,8 @@ from benchmarks.training_speed import BLOCK, Arm, measure
 from tests.helpers_training import CPU, make_config, planted_blocks
 from training.build import build_objective
 from training.common.errors import ConfigError
+from training.epoch import EpochRunner
 from training.models.vbpr import VBPR
-from training.trainer import EpochRunner
 
 
 def make_runner() -> tuple[EpochRunner, PlainVBPR]:

@@ -29,10 +29,10 @@ from training.config import Preset, RunConfig
 from training.data.dataset import Dataset
 from training.dvib.config import Variant
 from training.dvib.objective import Objective
-from training.evaluation import EvaluationSet, vector_scorer
+from training.epoch import EpochRunner
+from training.evaluation import EvaluationSet, evaluate_model, vector_scorer
 from training.models import MODELS
 from training.models.base import Recommender, Rows
-from training.trainer import EpochRunner, evaluate_model
 
 DATASET = planted_blocks()
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)

@@ -1,4 +1,4 @@
-"""What is said of a graph without running it: clearing, blanking, fingerprint, counts."""
+"""What is said of a graph without running it: clearing, blanking, counts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 import pytest
-from numpy.typing import NDArray
 from onnx import ModelProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
 from export.certificate import GraphFacts
@@ -18,319 +16,23 @@ from export.onnx_canonical import (
     fingerprint,
     flops_per_user,
     initializer_sizes,
-    operators,
     parse,
 )
 from tests.helpers_export import messages
-
-U, I, D, F = 5, 6, 4, 3  # noqa: E741 (the paper's letters)
-LEARNED = ("P", "Q", "W", "b")
-
-
-def weights(seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    draw = np.random.default_rng(seed)
-    shapes = {"P": (U, 2 * D), "Q": (I, D), "W": (D, F), "b": (D,), "M": (I, F)}
-    return {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def value(name: str, kind: int, shape: list[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def vbpr_graph(values: dict[str, NDArray[np.float32]] | None = None) -> ModelProto:
-    """VBPR as the exporter writes it, by hand: two independent chains, Gather and Gemm → Concat, meet in MatMul."""
-    values = {"M": weights()["M"], **(values or weights())}
-    nodes = [
-        helper.make_node("Gather", ["P", "users"], ["user_vectors"], axis=0, name="n0"),
-        helper.make_node("Gemm", ["M", "W", "b"], ["fused"], transB=1, name="n1"),
-        helper.make_node("Concat", ["Q", "fused"], ["item_vectors"], axis=1, name="n2"),
-        helper.make_node("Transpose", ["item_vectors"], ["turned"], perm=[1, 0], name="n3"),
-        helper.make_node("MatMul", ["user_vectors", "turned"], ["raw"], name="n4"),
-        helper.make_node("Reshape", ["raw", "shape"], ["scores"], name="n5"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "main_graph",
-        [value("users", TensorProto.INT64, ["batch"])],
-        [value("scores", TensorProto.FLOAT, ["batch", I])],
-        [
-            *(numpy_helper.from_array(values[name], name) for name in (*LEARNED, "M")),
-            numpy_helper.from_array(np.array([-1, I], dtype=np.int64), "shape"),
-        ],
-        value_info=[
-            value("user_vectors", TensorProto.FLOAT, ["batch", 2 * D]),
-            value("fused", TensorProto.FLOAT, [I, D]),
-            value("item_vectors", TensorProto.FLOAT, [I, 2 * D]),
-            value("turned", TensorProto.FLOAT, [2 * D, I]),
-            value("raw", TensorProto.FLOAT, ["batch", I]),
-        ],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def node(model: ModelProto, op_type: str) -> onnx.NodeProto:
-    found: onnx.NodeProto = next(entry for entry in model.graph.node if entry.op_type == op_type)
-    return found
-
-
-def initializer(model: ModelProto, name: str) -> TensorProto:
-    found: TensorProto = next(entry for entry in model.graph.initializer if entry.name == name)
-    return found
-
-
-def insert(model: ModelProto, before: str, *nodes: onnx.NodeProto) -> None:
-    """Put nodes before the first node of a type, keeping the order topological."""
-    everything = list(model.graph.node)
-    place = next(position for position, entry in enumerate(everything) if entry.op_type == before)
-    everything[place:place] = nodes
-    del model.graph.node[:]
-    model.graph.node.extend(everything)
-
-
-def leftover_unused(model: ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1,), np.float32), "net_phi.4.bias"))
-
-
-def leftover_used(model: ModelProto) -> None:
-    leftover_unused(model)
-    insert(model, "Concat", helper.make_node("Add", ["fused", "net_phi.4.bias"], ["shifted"]))
-    node(model, "Concat").input[1] = "shifted"
-
-
-def random_noise(model: ModelProto) -> None:
-    insert(
-        model,
-        "Concat",
-        helper.make_node("RandomNormalLike", ["fused"], ["noise"], scale=0.0),
-        helper.make_node("Add", ["fused", "noise"], ["noisy"]),
-    )
-    node(model, "Concat").input[1] = "noisy"
-
-
-def cast_there_and_back(model: ModelProto) -> None:
-    insert(
-        model,
-        "Concat",
-        helper.make_node("Cast", ["fused"], ["wide"], to=TensorProto.DOUBLE),
-        helper.make_node("Cast", ["wide"], ["narrow"], to=TensorProto.FLOAT),
-    )
-    node(model, "Concat").input[1] = "narrow"
-
-
-def swap(op_type: str, first: int = 0, second: int = 1) -> Callable[[ModelProto], None]:
-    def change(model: ModelProto) -> None:
-        names = node(model, op_type).input
-        names[first], names[second] = names[second], names[first]
-
-    return change
-
-
-def other_attribute(model: ModelProto) -> None:
-    node(model, "Concat").attribute[0].i = 0
-
-
-def other_attribute_list(model: ModelProto) -> None:
-    node(model, "Transpose").attribute[0].ints[:] = [0, 1]
-
-
-def no_attribute(model: ModelProto) -> None:
-    del node(model, "Gemm").attribute[:]
-
-
-def other_weight_shape(model: ModelProto) -> None:
-    initializer(model, "W").dims[:] = [F, D]
-
-
-def other_weight_type(model: ModelProto) -> None:
-    initializer(model, "b").CopyFrom(numpy_helper.from_array(np.zeros(D, np.float64), "b"))
-
-
-def other_value_type(model: ModelProto) -> None:
-    model.graph.value_info[1].type.tensor_type.elem_type = TensorProto.DOUBLE
-
-
-def other_value_shape(model: ModelProto) -> None:
-    model.graph.value_info[1].type.tensor_type.shape.dim[0].dim_value = I + 1
-
-
-def other_input_type(model: ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
-
-
-def fixed_batch(model: ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-
-
-def other_output(model: ModelProto) -> None:
-    model.graph.output.append(value("fused", TensorProto.FLOAT, [I, D]))
-
-
-def other_operator(model: ModelProto) -> None:
-    node(model, "MatMul").op_type = "Gemm"
-
-
-def other_domain(model: ModelProto) -> None:
-    node(model, "MatMul").domain = "com.microsoft"
-
-
-def other_opset(model: ModelProto) -> None:
-    model.opset_import[0].version = 19
-
-
-def other_small_constant(model: ModelProto) -> None:
-    tensor = numpy_helper.from_array(np.array([I, -1], dtype=np.int64), "shape")
-    initializer(model, "shape").CopyFrom(tensor)
-
-
-def duplicated_node(model: ModelProto) -> None:
-    insert(model, "Concat", helper.make_node("Gemm", ["M", "W", "b"], ["again"], transB=1))
-
-
-FAULTS: list[Callable[[ModelProto], None]] = [
-    leftover_unused,
-    leftover_used,
-    random_noise,
-    cast_there_and_back,
-    swap("Gemm"),
-    swap("MatMul"),
-    swap("Concat"),
-    other_attribute,
-    other_attribute_list,
-    no_attribute,
-    other_weight_shape,
-    other_weight_type,
-    other_value_type,
-    other_value_shape,
-    other_input_type,
-    fixed_batch,
-    other_output,
-    other_operator,
-    other_domain,
-    other_opset,
-    other_small_constant,
-    duplicated_node,
-]
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__qualname__.split(".")[0])
-def test_a_changed_architecture_has_another_fingerprint_and_other_blanked_bytes(
-    fault: Callable[[ModelProto], None],
-) -> None:
-    sound, changed = vbpr_graph(), vbpr_graph()
-    fault(changed)
-    assert canonical_bytes(changed) != canonical_bytes(sound)
-    assert fingerprint(canonical_bytes(changed)) != fingerprint(canonical_bytes(sound))
-    assert blank(canonical_bytes(changed), LEARNED) != blank(canonical_bytes(sound), LEARNED)
-
-
-def test_swapped_operands_of_equal_shape_escape_the_fingerprint_but_not_the_bytes() -> None:
-    """Two learned tensors of one shape differ by name alone, which the fingerprint ignores and the bytes do not."""
-    values = weights()
-
-    def graph(operands: list[str]) -> bytes:
-        model = vbpr_graph(values)
-        model.graph.initializer.append(numpy_helper.from_array(values["Q"] + 1, "R"))
-        node(model, "Concat").input[:] = operands
-        return canonical_bytes(model)
-
-    right, swapped = graph(["Q", "R"]), graph(["R", "Q"])
-    assert fingerprint(right) == fingerprint(swapped)
-    assert right != swapped
-    assert blank(right, [*LEARNED, "R"]) != blank(swapped, [*LEARNED, "R"])
-
-
-def renamed(model: ModelProto) -> None:
-    def new(name: str) -> str:
-        return f"x{hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()[:6]}" if name else ""
-
-    graph = model.graph
-    graph.name = "other"
-    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        entry.name = new(entry.name)
-    for entry in (*graph.input, *graph.output, *graph.value_info):
-        for dim in entry.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = "rows"
-    for part in graph.node:
-        part.name = new(part.name)
-        part.input[:] = [new(name) for name in part.input]
-        part.output[:] = [new(name) for name in part.output]
-
-
-def reordered_nodes(model: ModelProto) -> None:
-    gather, *others = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*others[:3], gather, *others[3:]])
-
-
-def reordered_initializers(model: ModelProto) -> None:
-    backwards = list(reversed(model.graph.initializer))
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(backwards)
-
-
-def other_weights(model: ModelProto) -> None:
-    for name, array in weights(1).items():
-        initializer(model, name).CopyFrom(numpy_helper.from_array(array, name))
-
-
-@pytest.mark.parametrize("change", [renamed, reordered_nodes, reordered_initializers, other_weights])
-def test_names_order_and_weights_do_not_count(change: Callable[[ModelProto], None]) -> None:
-    sound, changed = vbpr_graph(), vbpr_graph()
-    change(changed)
-    onnx.checker.check_model(changed)
-    assert canonical_bytes(changed) != canonical_bytes(sound)
-    assert fingerprint(canonical_bytes(changed)) == fingerprint(canonical_bytes(sound))
-
-
-def test_the_order_of_attributes_does_not_count() -> None:
-    first, second = vbpr_graph(), vbpr_graph()
-    node(first, "Gemm").attribute.append(helper.make_attribute("alpha", 0.5))
-    node(second, "Gemm").attribute.insert(0, helper.make_attribute("alpha", 0.5))
-    assert fingerprint(first.SerializeToString()) == fingerprint(second.SerializeToString())
-    node(second, "Gemm").attribute[0].f = 0.25
-    assert fingerprint(first.SerializeToString()) != fingerprint(second.SerializeToString())
-
-
-def with_branches(offset: float) -> ModelProto:
-    """A graph with an ``If`` whose branches are graphs of their own."""
-
-    def branch(name: str, op_type: str) -> onnx.GraphProto:
-        return helper.make_graph(
-            [
-                helper.make_node(
-                    "Constant", [], [f"c{name}"], value=numpy_helper.from_array(np.array(offset, np.float32), "c")
-                ),
-                helper.make_node(op_type, ["x", f"c{name}"], [name]),
-            ],
-            name,
-            [],
-            [value(name, TensorProto.FLOAT, ["n"])],
-        )
-
-    graph = helper.make_graph(
-        [
-            helper.make_node(
-                "If", ["choice"], ["y"], then_branch=branch("then", "Add"), else_branch=branch("else", "Mul")
-            )
-        ],
-        "outer",
-        [value("choice", TensorProto.BOOL, []), value("x", TensorProto.FLOAT, ["n"])],
-        [value("y", TensorProto.FLOAT, ["n"])],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def test_inner_graphs_belong_to_the_architecture() -> None:
-    sound, changed = with_branches(1.0), with_branches(1.0)
-    then = next(entry for entry in changed.graph.node[0].attribute if entry.name == "then_branch").g
-    then.node[1].op_type = "Sub"
-    assert fingerprint(sound.SerializeToString()) != fingerprint(changed.SerializeToString())
-    then.node[1].op_type = "Add"
-    assert fingerprint(sound.SerializeToString()) == fingerprint(changed.SerializeToString())
-    then.node.append(helper.make_node("RandomNormalLike", ["then"], ["noise"]))
-    assert operators(changed.SerializeToString())["RandomNormalLike"] == 1
-    assert operators(sound.SerializeToString()) == {"Add": 1, "Constant": 2, "If": 1, "Mul": 1}
+from tests.helpers_graphs import (
+    LEARNED,
+    D,
+    F,
+    I,
+    U,
+    initializer,
+    insert,
+    node,
+    value,
+    vbpr_graph,
+    weights,
+    with_branches,
+)
 
 
 @pytest.mark.parametrize("op_type", ["RandomNormalLike", "RandomUniform", "Bernoulli", "Multinomial", "Dropout"])

@@ -12,8 +12,8 @@ from training.checkpoint import INFO, MODEL, load_checkpoint
 from training.cli import app
 from training.common import console
 from training.data.dataset import Split
-from training.evaluation import EvaluationSet, evaluate, popularity_scorer
-from training.trainer import Trainer, evaluate_model
+from training.evaluation import EvaluationSet, evaluate, evaluate_model, popularity_scorer
+from training.trainer import Trainer
 
 DATASET = planted_blocks()
 SMALL = ["training.batch_size=64", "training.learning_rate=0.01", "model.dimension=8", "training.monitor=recall@10"]

@@ -20,8 +20,9 @@ from training.common.errors import CheckpointError
 from training.config import RunConfig, build_config
 from training.data.load import load_dataset
 from training.dvib.config import Variant
+from training.reporting import Reporter
 from training.resume import LAST, load_resume_state
-from training.trainer import Reporter, Trainer
+from training.trainer import Trainer
 
 DATASET = planted_blocks()
 VARIANTS: tuple[Variant, ...] = ("none", "adaptive")

@@ -11,9 +11,12 @@ from tests.helpers_training import VARIANTS, make_config, make_dataset, planted_
 from training.build import build_model
 from training.checkpoint import load_checkpoint
 from training.common.errors import ConfigError, DataError, DvibError
+from training.device import resolve_device
 from training.dvib.config import Variant
-from training.evaluation import EvaluationSet
-from training.trainer import DivergedError, EarlyStopping, EpochRunner, Trainer, evaluate_model, resolve_device
+from training.epoch import DivergedError, EpochRunner
+from training.evaluation import EvaluationSet, evaluate_model
+from training.stopping import EarlyStopping
+from training.trainer import Trainer
 
 DATASET = planted_blocks()
 

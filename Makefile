@@ -18,12 +18,19 @@ INSTALLED := $(VENV)/.installed
 NAME      := $(DATASET)-$(MODEL)
 BASE_RUN  := $(RUNS)/$(NAME)-none
 DVIB_RUN  := $(RUNS)/$(NAME)-$(DVIB)
-# A run is done for a given number of epochs; asking for more continues it.
+# A run is done for a given number of epochs; asking for more continues it, asking for fewer changes nothing.
 DONE      := .done$(if $(EPOCHS),-$(EPOCHS))
 BASE_OUT  := $(BUNDLES)/$(NAME)-none
 DVIB_OUT  := $(BUNDLES)/$(NAME)-$(DVIB)
+# A bundle belongs to the run of this length; its stamp lies beside the bundle, which is never edited.
+BASE_MADE := $(BUNDLES)/.$(NAME)-none$(DONE)
+DVIB_MADE := $(BUNDLES)/.$(NAME)-$(DVIB)$(DONE)
 FIT       := $(BIN)/dvib-train fit --resume --model $(MODEL) --dataset $(DATASET) --device $(DEVICE) \
              $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+ifeq ($(DVIB),none)
+$(error DVIB names the variant that is compared with the plain model: constant or adaptive)
+endif
 
 .PHONY: help setup train export serve bench test lint format clean
 .DELETE_ON_ERROR:
@@ -50,13 +57,15 @@ $(DVIB_RUN)/$(DONE): | $(INSTALLED)
 	$(FIT) --dvib $(DVIB) --out $(DVIB_RUN)
 	@touch $@
 
-export: $(BASE_OUT)/manifest.json $(DVIB_OUT)/manifest.json
+export: $(BASE_MADE) $(DVIB_MADE)
 
-$(BASE_OUT)/manifest.json: $(BASE_RUN)/$(DONE)
+$(BASE_MADE): $(BASE_RUN)/$(DONE)
 	$(BIN)/dvib-export build $(BASE_RUN) --out $(BASE_OUT) --force
+	@touch $@
 
-$(DVIB_OUT)/manifest.json: $(DVIB_RUN)/$(DONE) $(BASE_RUN)/$(DONE)
+$(DVIB_MADE): $(DVIB_RUN)/$(DONE) $(BASE_RUN)/$(DONE)
 	$(BIN)/dvib-export build $(DVIB_RUN) --out $(DVIB_OUT) --baseline $(BASE_RUN) --force
+	@touch $@
 
 serve: export
 	$(BIN)/dvib-serve --bundle baseline=$(BASE_OUT) --bundle dvib=$(DVIB_OUT) --host $(HOST) --port $(PORT)

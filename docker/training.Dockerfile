@@ -14,4 +14,4 @@ RUN pip install --no-cache-dir -c constraints.txt ".[training,export,service,cpu
 
 USER dvib
 WORKDIR /work
-ENTRYPOINT ["dvib-train"]
+CMD ["dvib-train", "--help"]

@@ -156,11 +156,13 @@ def build_bundle(
         Manifest and certificate as written.
 
     Raises:
-        ExportError: The baseline does not belong to the checkpoint.
+        ExportError: The baseline does not belong to the checkpoint, or ``out`` holds something that is no bundle.
         ProofFailedError: A proof does not hold; nothing is written.
     """
     if independent is not None:
         _check_comparable(checkpoint, independent)
+    if out.exists() and not bundle.is_bundle(out):
+        raise ExportError(f"{out} is no bundle and is not replaced; choose another --out")
     dataset, info = checkpoint.dataset, checkpoint.info
     with atomic_folder(out) as folder:
         on_stage("stripping")

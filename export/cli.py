@@ -30,7 +30,7 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Strip, export and certify a checkpoint. Nothing is written unless every proof holds."""
-    require_groups("export", "cpu")
+    require_groups("training", "export", "cpu")
     from export.build import ProofFailedError, build_bundle
     from training.checkpoint import load_checkpoint
 

@@ -22,10 +22,10 @@ from training.common.folders import write_atomically
 from training.config import build_config
 from training.data.fetch import fetch_default
 from training.data.load import load_dataset
-from training.device import resolve_device
+from training.device import memory_reported, resolve_device
 from training.evaluation import DEFAULT_KS, METRICS, EvaluationSet, evaluate, evaluate_model, popularity_scorer
 from training.reporting import ConsoleReporter
-from training.resume import LAST
+from training.resume import LAST, check_run_folder
 from training.trainer import Trainer
 
 app = make_app("Train multimodal recommenders, plain or with DVIB, and evaluate them.")
@@ -101,7 +101,8 @@ def fit(
     )
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
-    if not (resume or overwrite) and ((out / LAST).exists() or (out / BEST).exists()):
+    check_run_folder(out)
+    if not (resume or overwrite) and (out / BEST).exists():
         raise CheckpointError(f"{out} already holds a run; pass --resume to continue it or --overwrite to train anew")
     _configure()
     chosen = resolve_device(device)
@@ -109,7 +110,7 @@ def fit(
     if overwrite:
         # The old checkpoint itself stays until the first better one takes its place.
         shutil.rmtree(out / LAST, ignore_errors=True)
-    with ConsoleReporter(messages, config) as reporter:
+    with memory_reported(), ConsoleReporter(messages, config) as reporter:
         trainer = Trainer(config, data, out, device=chosen, reporter=reporter)
         info = trainer.fit(resume=resume)
     scores = {config.model_name if dvib is VariantChoice.none else f"{model} + DVIB {dvib.value}": info.metrics["test"]}
@@ -135,10 +136,10 @@ def evaluate_command(
     chosen = resolve_device(device)
     checkpoint = load_checkpoint(run)
     data = checkpoint.dataset
-    ks = tuple(sorted(set(cutoffs or DEFAULT_KS)))
-    beyond = [k for k in ks if k > data.n_items]
+    beyond = [k for k in cutoffs or () if k > data.n_items]
     if beyond:
         raise ConfigError(f"--k {beyond[0]} exceeds the catalogue of {data.n_items} items")
+    ks = tuple(sorted({k for k in cutoffs or DEFAULT_KS if k <= data.n_items}))
     prepared = EvaluationSet.of(data, split.value, chosen)
     model = load_model(checkpoint).to(chosen)
     scores = {

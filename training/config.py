@@ -24,8 +24,8 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size")
-    batch_size: int = Field(2048, ge=1, description="training interactions per step")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Adam's step size")
+    batch_size: int = Field(2048, ge=1, le=2**31 - 1, description="training interactions per step")
     epochs: int = Field(1000, ge=1, description="at most so many passes over the training interactions")
     patience: int = Field(20, ge=1, description="stop after so many evaluations in a row without an improvement")
     monitor: str = Field("recall@20", pattern=rf"^({'|'.join(METRICS)})@[1-9]\d*$", description="validation metric")
@@ -92,7 +92,9 @@ def known_keys(model_name: str) -> list[str]:
         "training": TrainingConfig,
         "data": DataOptions,
     }
-    return [f"{section}.{name}" for section, schema in schemas.items() for name in schema.model_fields]
+    keys = [f"{section}.{name}" for section, schema in schemas.items() for name in schema.model_fields]
+    keys.remove("dvib.variant")  # chosen by --dvib, because presets depend on it
+    return keys
 
 
 def build_config(

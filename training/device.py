@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from training.common.errors import DvibError
@@ -19,6 +22,25 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise DvibError(f"no device '{name}'; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise DvibError(f"no device '{name}'; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DvibError(f"no device '{name}' here: {torch.cuda.device_count()} CUDA devices found; use --device cpu")
     return device
+
+
+@contextlib.contextmanager
+def memory_reported() -> Iterator[None]:
+    """Turn torch's several ways to run out of memory into one line.
+
+    Raises:
+        DvibError: An allocation failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise DvibError(
+            f"not enough memory: {str(error).splitlines()[0]}; lower training.batch_size or model.dimension"
+        ) from error

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.checkpoint import SCHEMA_VERSION, read_info
+from training.checkpoint import BEST, INFO, SCHEMA_VERSION, read_info
 from training.common.errors import CheckpointError
 from training.common.folders import atomic_folder, write_atomically
 
@@ -56,6 +56,23 @@ class ResumeState:
             for index, (name, _) in enumerate(target.named_parameters())
         }
         target.optimiser.load_state_dict({**template, "state": {i: s for i, s in template["state"].items() if s}})
+
+
+def check_run_folder(out: Path) -> None:
+    """Refuse to write a run over something else.
+
+    Args:
+        out: Absent, empty, or the folder of an earlier run.
+
+    Raises:
+        CheckpointError: It is a file, or a folder that holds other things.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CheckpointError(f"{out} is a file; choose another --out")
+    if any(out.iterdir()) and not any((out / name).is_file() for name in (f"{LAST}/{_STATE}", f"{BEST}/{INFO}")):
+        raise CheckpointError(f"{out} holds something that is no run; choose another --out")
 
 
 def save_resume_state(

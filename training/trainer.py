@@ -32,7 +32,7 @@ from training.data.dataset import Dataset
 from training.epoch import EpochRunner
 from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate_model
 from training.reporting import Reporter, SilentReporter
-from training.resume import ResumeState, load_resume_state, save_resume_state
+from training.resume import ResumeState, check_run_folder, load_resume_state, save_resume_state
 from training.stopping import EarlyStopping
 
 DATA = "data"
@@ -94,6 +94,7 @@ class Trainer:
         self.objective = build_objective(config, dataset).to(self.device)
         self.runner = EpochRunner(self.objective, config, dataset, self.device)
         self.valid = EvaluationSet.of(dataset, "valid", self.device)
+        self.test = EvaluationSet.of(dataset, "test", self.device)
         self.progress = Progress(EarlyStopping(config.training.patience, config.training.monitor_decimals))
 
     def fit(self, *, resume: bool = False) -> CheckpointInfo:
@@ -109,8 +110,10 @@ class Trainer:
             CheckpointError: The run in ``out`` has another configuration or other data.
             DivergedError: The loss became infinite or NaN.
         """
+        check_run_folder(self.out)
         state = load_resume_state(self.out) if resume else None
-        if state is None:
+        if state is None or not (self.out / BEST).exists():
+            # A run that has not finished its first epoch holds nothing to go on from.
             self._start()
         else:
             self._restore(state)
@@ -187,10 +190,9 @@ class Trainer:
         """Evaluate the best checkpoint on the test split, once, and write the result into it."""
         load_tensors(self.objective.model, best.model, best.folder)
         self.objective.eval()
-        test = EvaluationSet.of(self.dataset, "test", self.device)
         metrics = {
             "valid": self.progress.valid,
-            "test": evaluate_model(self.objective.model, test, self.dataset.n_items, self.ks),
+            "test": evaluate_model(self.objective.model, self.test, self.dataset.n_items, self.ks),
         }
         info = self._describe(metrics, best.info.epoch, finished=True)
         save_checkpoint(self.out / BEST, info, best.model, best.dvib, self.out / DATA)

@@ -163,3 +163,18 @@ def test_force_replaces_the_whole_bundle(
     for proof in ("transplant", "blanked", "architecture", "parity"):
         assert f"proof {proof}: " in outcome.out
     assert "removed: 0 training-only tensors with 0 parameters" in outcome.out
+
+
+def test_force_replaces_bundles_only(tmp_path: Path, baseline_run: Path, copy_of: Copy) -> None:
+    """Not the run that is exported, not a folder of somebody's, not a file."""
+    run, folder, file = copy_of(baseline_run), tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "precious").write_text("text")
+    file.write_text("text")
+    for out in (run, run / BEST, folder, file):
+        before = digests(run)
+        outcome = dvib_export("build", run, "--out", out, "--force")
+        assert (outcome.code, outcome.out) == (2, "")
+        assert f"{out} is no bundle and is not replaced" in outcome.complaint
+        assert digests(run) == before
+    assert (folder / "precious").read_text() == file.read_text() == "text"

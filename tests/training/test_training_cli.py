@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers_training import make_config, planted_blocks, trained, write_mmrec
 from training.checkpoint import INFO, MODEL, load_checkpoint
@@ -113,6 +114,14 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(
         (("--set", "dvib.gama_d=1"), "unknown key 'dvib.gama_d'; did you mean 'dvib.gamma_d'?"),
         (("--model", "vbrp"), "no model 'vbrp'; did you mean 'vbpr'?"),
         (("--device", "tpu7"), "no device 'tpu7'"),
+        (("--device", "meta"), "no device 'meta'"),
+        (("--set", "dvib.variant=adaptive"), "unknown key 'dvib.variant'"),
+        (("--set", "dvib.net_phi_hidden=[-1]"), "dvib.net_phi_hidden.0"),
+        (("--set", "training.batch_size=99999999999999999999999"), "training.batch_size"),
+        (("--set", "training.learning_rate=.inf"), "training.learning_rate"),
+        (("--set", "dvib.sigma=.inf"), "dvib.sigma"),
+        (("--epochs", "0"), "--epochs"),
+        (("--no-such-option",), "--no-such-option"),
         (("--set", "training.monitor=recall@61"), "recall@61 exceeds the catalogue of 60 items"),
         (("--set", "training.learning_rate=1e30", "--dvib", "constant"), "the loss is not finite any more"),
         (("--set", "data.k_core=3"), "k_core=3 does not apply"),
@@ -183,3 +192,57 @@ def test_evaluate_refuses_a_checkpoint_of_another_version(
     (tmp_path / INFO).write_text(json.dumps({**document, "schema_version": 99}))
     assert command("evaluate", tmp_path) == 2
     assert "schema version 99, this program reads 1" in one_line(capsys)
+
+
+def test_a_folder_that_is_no_run_is_not_written_to(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("data", "best", "last"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").write_text(name)
+    for more in ((), ("--resume",), ("--overwrite",)):
+        assert fit(tmp_path, data_dir, "--epochs", 1, *more) == 2
+        assert "holds something that is no run" in one_line(capsys)
+    assert {path.read_text() for path in tmp_path.rglob("precious")} == {"data", "best", "last"}
+    file = tmp_path / "file"
+    file.write_text("text")
+    assert fit(file, data_dir, "--epochs", 1) == 2
+    assert "is a file" in one_line(capsys)
+    assert file.read_text() == "text"
+
+
+def test_a_run_that_diverged_at_once_can_be_started_again(data_dir: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path, data_dir, "--dvib", "constant", "--set", "training.learning_rate=1e30") == 2
+    assert fit(tmp_path, data_dir, "--dvib", "constant", "--epochs", 1) == 0
+    assert load_checkpoint(tmp_path).info.finished
+
+
+def test_running_out_of_memory_is_one_line(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)  # more than any address space takes
+
+    monkeypatch.setattr("training.cli.Trainer", too_much)
+    assert fit(tmp_path / "run", data_dir) == 2
+    assert "not enough memory" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_small_catalogue_is_evaluated_at_the_cut_offs_that_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = planted_blocks(n_users=12, n_items=40)
+    Trainer(make_config("none", "training.epochs=1"), small, tmp_path / "run").fit()
+    assert command("evaluate", tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "vbpr @20" in shown
+    assert "@50" not in shown
+    assert command("evaluate", tmp_path / "run", "--k", 50) == 2
+    assert "--k 50 exceeds the catalogue of 40 items" in one_line(capsys)
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command() == 2
+    out, err = capsys.readouterr()
+    assert "evaluate" in out + err
+    assert "see dvib-train --help" not in err

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 import typer
@@ -40,7 +41,7 @@ def run(load: Callable[[], typer.Typer], *arguments: str) -> int:
         ("training", "torch", "pip install 'dvib[training]'"),
         ("export", "onnxscript", "pip install 'dvib[export]'"),
         ("service", "fastapi", "pip install 'dvib[service]'"),
-        ("cpu", "faiss", "pip install 'dvib[cpu]' (or 'dvib[gpu]')"),
+        ("cpu", "faiss", "pip install 'dvib[cpu]' (with CUDA: gpu instead of cpu)"),
     ],
 )
 def test_a_missing_group_names_the_installation(
@@ -50,6 +51,12 @@ def test_a_missing_group_names_the_installation(
     with pytest.raises(MissingGroupError) as caught:
         console.require_groups(group)
     assert str(caught.value) == f"this command needs {module}; run: {advice}"
+
+
+def test_several_missing_groups_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "uvloop", "faiss")
+    with pytest.raises(MissingGroupError, match=r"needs uvloop, faiss; run: pip install 'dvib\[service,cpu\]'"):
+        console.require_groups("service", "cpu")
 
 
 def test_a_missing_group_ends_the_command_with_one_line(
@@ -123,7 +130,9 @@ def test_a_command_that_says_different_and_one_that_succeeds() -> None:
 @pytest.mark.parametrize("arguments", [["--no-such-option"], ["surplus"]])
 def test_a_wrong_command_line_is_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(app_that(lambda: None), *arguments) == console.EXIT_BAD_INPUT
-    assert "Traceback" not in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("dvib-toy: ")
 
 
 def test_an_interrupt_is_neither_different_nor_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +140,15 @@ def test_an_interrupt_is_neither_different_nor_bad_input(capsys: pytest.CaptureF
         raise KeyboardInterrupt
 
     assert run(app_that(interrupt)) == 130
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "dvib-toy: interrupted\n"
+
+
+def test_what_the_file_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        (tmp_path / "none" / "file").read_text()
+
+    assert run(app_that(fail)) == console.EXIT_BAD_INPUT
+    assert capsys.readouterr().err == f"dvib-toy: {tmp_path / 'none' / 'file'}: No such file or directory\n"
 
 
 def test_nearest() -> None:

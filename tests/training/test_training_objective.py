@@ -154,14 +154,14 @@ def test_the_total_is_the_mix_of_the_logged_terms(variant: Variant, mix: str) ->
     expected = keep * (terms["general"] + 0.7 * terms["general_perturbed"]) + 0.4 * terms["distillation"]
     expected += 0.2 * terms.get("variational", 0.0)
     assert result.total.item() == pytest.approx(expected, rel=1e-6)
-    assert terms["general"] == pytest.approx(terms["bpr"] + terms["regulariser"], rel=1e-6)
+    assert terms["general"] == pytest.approx(terms["bpr"] + terms["decay"], rel=1e-6)
     assert ("variational" in terms) == ("phi_mean" in terms) == (variant == "adaptive")
 
 
 def test_terms_show_what_is_dead_and_what_is_not() -> None:
     triples = draw_triples()
     terms = step(build_objective(make_config("adaptive", preset="reference"), DATASET), triples).terms
-    assert {"bpr", "regulariser", "general_perturbed", "distillation", "js", "hidden_norm"} <= set(terms)
+    assert {"bpr", "decay", "general_perturbed", "distillation", "js", "hidden_norm"} <= set(terms)
     assert 0.3 < terms["phi_mean"].item() < 0.7
     assert not any(value.requires_grad for value in terms.values())
     quiet = step(build_objective(make_config("constant", "dvib.sigma=0", preset="reference"), DATASET), triples).terms
@@ -194,7 +194,7 @@ def test_decay_both_counts_the_weight_decay_once_more() -> None:
         for both in ("false", "true")
     ]
     difference = results[1].total.item() - results[0].total.item()
-    assert difference == pytest.approx(results[0].terms["regulariser"].item(), rel=1e-5)
+    assert difference == pytest.approx(results[0].terms["decay"].item(), rel=1e-5)
     assert difference > 0
 
 

@@ -90,7 +90,7 @@ def test_the_log_has_one_line_per_epoch_with_every_term(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == info.history
     assert [line["epoch"] for line in lines] == [1, 2]
-    terms = {"total", "bpr", "regulariser", "general", "general_perturbed", "distillation", "js", "variational"}
+    terms = {"total", "bpr", "decay", "general", "general_perturbed", "distillation", "js", "variational"}
     terms |= {"phi_mean", "hidden_norm"}
     for line in lines:
         assert {f"loss/{name}" for name in terms} == {name for name in line if name.startswith("loss/")}

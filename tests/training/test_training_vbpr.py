@@ -37,7 +37,7 @@ def naive_loss(model: VBPR) -> Tensor:
 def our_loss(model: VBPR, *, all_items: bool) -> Tensor:
     batch = Batch.of(USERS, POSITIVES, NEGATIVES, all_items=all_items)
     latent = model.represent(model.hidden(batch.rows))
-    return model.loss(latent, batch)["bpr"] + model.regulariser(latent, batch)
+    return model.loss(latent, batch)["bpr"] + model.decay(latent, batch)
 
 
 @pytest.mark.parametrize("all_items", [False, True])

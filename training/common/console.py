@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import typer
+from typer.exceptions import TyperException
 
 from training.common.errors import DvibError, MissingGroupError
 
@@ -19,12 +20,14 @@ EXIT_VOID = 3
 """A benchmark whose own controls failed."""
 EXIT_INCONCLUSIVE = 4
 """A benchmark that cannot decide."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C."""
 
 # One module per distribution that stands for its group: cheap to look up, installed by nothing else.
 _GROUP_MODULES: dict[str, tuple[str, ...]] = {
     "training": ("torch", "torch_geometric", "polars", "sklearn", "safetensors", "yaml", "rich"),
     "export": ("torch", "onnx", "onnxscript", "safetensors"),
-    "service": ("fastapi", "uvicorn", "orjson", "safetensors", "onnx"),
+    "service": ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "safetensors", "onnx"),
     "cpu": ("faiss", "onnxruntime"),
 }
 _EXCLUSIVE = (("faiss-cpu", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu"))
@@ -53,13 +56,16 @@ def require_groups(*groups: str) -> None:
                 f"{cpu} and {gpu} are both installed and overwrite each other's files; "
                 f"run: pip uninstall -y {cpu} {gpu} && pip install 'dvib[cpu]' (or 'dvib[gpu]')"
             )
-    for group in groups:
-        missing = [name for name in _GROUP_MODULES[group] if importlib.util.find_spec(name) is None]
-        if missing:
-            alternative = " (or 'dvib[gpu]')" if group == "cpu" else ""
-            raise MissingGroupError(
-                f"this command needs {', '.join(missing)}; run: pip install 'dvib[{group}]'{alternative}"
-            )
+    missing = {
+        group: [name for name in _GROUP_MODULES[group] if importlib.util.find_spec(name) is None] for group in groups
+    }
+    lacking = [group for group in groups if missing[group]]
+    if lacking:
+        modules = dict.fromkeys(name for group in lacking for name in missing[group])
+        alternative = " (with CUDA: gpu instead of cpu)" if "cpu" in lacking else ""
+        raise MissingGroupError(
+            f"this command needs {', '.join(modules)}; run: pip install 'dvib[{','.join(lacking)}]'{alternative}"
+        )
 
 
 def make_app(help_text: str) -> typer.Typer:
@@ -74,6 +80,11 @@ def make_app(help_text: str) -> typer.Typer:
     )
 
 
+def _complain(program: str, message: str) -> int:
+    sys.stderr.write(f"{program}: {' '.join(message.split())}\n")
+    return EXIT_BAD_INPUT
+
+
 def run(program: str, load_app: Callable[[], typer.Typer], arguments: Sequence[str] | None = None) -> None:
     """Run a command line and turn every expected error into one line and exit code 2.
 
@@ -83,18 +94,24 @@ def run(program: str, load_app: Callable[[], typer.Typer], arguments: Sequence[s
         arguments: The command's arguments; ``sys.argv[1:]`` by default.
     """
     try:
-        result = load_app()(args=arguments, prog_name=program, standalone_mode=True)
+        result = load_app()(args=arguments, prog_name=program, standalone_mode=False)
+    except TyperException as error:
+        message = error.format_message().rstrip(".")
+        # Without any argument the help has been shown, and there is nothing to complain about.
+        raise SystemExit(
+            _complain(program, f"{message}; see {program} --help") if message else EXIT_BAD_INPUT
+        ) from None
     except DvibError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"{program}: {line}\n")
-        raise SystemExit(EXIT_BAD_INPUT) from error
+        raise SystemExit(_complain(program, str(error))) from error
     except OSError as error:
         # What the file system refuses: a folder that is a file, no permission, no space.
         place = f"{error.filename}: " if error.filename is not None else ""
-        sys.stderr.write(f"{program}: {place}{error.strerror or error}\n")
-        raise SystemExit(EXIT_BAD_INPUT) from error
-    except KeyboardInterrupt:
+        raise SystemExit(_complain(program, f"{place}{error.strerror or error}")) from error
+    except MemoryError as error:
+        raise SystemExit(_complain(program, f"not enough memory: {error or 'allocation failed'}")) from error
+    except (KeyboardInterrupt, typer.Abort):
+        result = EXIT_INTERRUPTED
+    if result == EXIT_INTERRUPTED:
+        # typer itself turns Ctrl-C into this code.
         sys.stderr.write(f"{program}: interrupted\n")
-        raise SystemExit(130) from None
-    if isinstance(result, int):
-        raise SystemExit(result)
+    raise SystemExit(result if isinstance(result, int) else 0)

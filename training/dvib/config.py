@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Variant = Literal["none", "constant", "adaptive"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class DvibConfig(BaseModel):
@@ -17,8 +19,8 @@ class DvibConfig(BaseModel):
     variant: Variant = Field(
         "none", description="none: the plain model; constant: DVIB_c, Eq. 11; adaptive: DVIB_a, Eq. 12"
     )
-    sigma: float = Field(1e-3, ge=0, description="σ of Eq. 11, standard deviation of the constant perturbation")
-    net_phi_hidden: tuple[int, ...] = Field((32, 32), description="hidden widths of Net_φ, Eq. 14")
+    sigma: Weight = Field(1e-3, description="σ of Eq. 11, standard deviation of the constant perturbation")
+    net_phi_hidden: tuple[Width, ...] = Field((32, 32), description="hidden widths of Net_φ, Eq. 14")
     divergence: Literal["js", "ref_entropy"] = Field(
         "js",
         description="self-distillation: the Jensen–Shannon divergence of Eq. 10, or the entropy-like term "
@@ -35,9 +37,9 @@ class DvibConfig(BaseModel):
         "add",
         description="add: L0 + γ0·L0δ + γd·D + Lr (Eq. 8); convex: (1−γd)(L0 + γ0·L0δ) + γd·D + Lr (authors' code)",
     )
-    gamma_0: float = Field(1.0, ge=0, description="γ0 of Eq. 9, weight of the loss of the perturbed pass")
-    gamma_d: float = Field(0.1, ge=0, description="γd of Eq. 10, weight of the self-distillation")
-    gamma_r: float = Field(1e-3, ge=0, description="γr of Eq. 13, weight of the regulariser (adaptive only)")
+    gamma_0: Weight = Field(1.0, description="γ0 of Eq. 9, weight of the loss of the perturbed pass")
+    gamma_d: Weight = Field(0.1, description="γd of Eq. 10, weight of the self-distillation")
+    gamma_r: Weight = Field(1e-3, description="γr of Eq. 13, weight of the regulariser (adaptive only)")
     prior: float = Field(
         0.5, gt=0, description="a: variance of the prior under eq13, its standard deviation under kl_std"
     )

@@ -67,8 +67,8 @@ class Objective(nn.Module):
     def general(self, latent: Latent, batch: Batch, *, decay: bool = True) -> dict[str, Tensor]:
         """Return the terms of L0, with the model's weight decay among them unless told otherwise."""
         terms = self.model.loss(latent, batch)
-        regulariser = self.model.regulariser(latent, batch) if decay else None
-        return terms if regulariser is None else {**terms, "regulariser": regulariser}
+        penalty = self.model.decay(latent, batch) if decay else None
+        return terms if penalty is None else {**terms, "decay": penalty}
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that exist for training only, by name."""
@@ -130,7 +130,9 @@ class DvibObjective(Objective):
             "general_perturbed": general_noisy.detach(),
             "distillation": distillation.detach(),
         }
-        if config.divergence != "js":
+        if config.divergence == "js":
+            log["js"] = log["distillation"]
+        else:
             with torch.no_grad():
                 log["js"] = self._divergence(jensen_shannon, clean_latent, perturbed_latent, batch)
         if config.variant == "adaptive":

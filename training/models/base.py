@@ -150,7 +150,7 @@ class Recommender(nn.Module, ABC):
     def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
         """Return L0's terms by name, each a scalar to be added, without weight decay."""
 
-    def regulariser(self, latent: Latent, batch: Batch) -> Tensor | None:
+    def decay(self, latent: Latent, batch: Batch) -> Tensor | None:
         """Return the weighted weight decay, a scalar that belongs to L0, or None where the model has none."""
         del latent, batch
         return None

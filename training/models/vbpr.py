@@ -11,6 +11,8 @@ toolbox, which the DVIB paper builds on: the features of all modalities are conc
 
 Shapes: users P [U, 2d], items Q [I, d], projection W [d, F] with F the sum of all feature widths.
 
+MMRec writes -log(1e-10 + σ(x)) where ``bpr_loss`` has softplus: the same number wherever σ(x) is well above 1e-10.
+
 Defaults: d = 64 and the initial values (Xavier uniform for P and Q, Xavier normal for W, zero for b) are MMRec's; λ is
 the middle of MMRec's grid {2, 1, .1, .01, 1e-3, 1e-4, 1e-5}.
 """
@@ -33,8 +35,12 @@ from training.models.layers import batch_norm_of, bpr_loss, margin, take
 class VBPRConfig(ModelConfig):
     """Hyper-parameters of VBPR."""
 
-    dimension: int = Field(64, ge=1, description="d, width of the id half and of the feature half of an item vector")
-    regularisation: float = Field(0.01, ge=0, description="λ, weight of the embedding norms of a batch")
+    dimension: int = Field(
+        64, ge=1, le=65_536, description="d, width of the id half and of the feature half of an item vector"
+    )
+    regularisation: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="λ, weight of the embedding norms of a batch"
+    )
     new_item_id: Literal["zero", "mean"] = Field(
         "mean", description="id half of an item that was not there in training: zeros, or the mean over all items"
     )
@@ -82,7 +88,7 @@ class VBPR(Recommender):
         """Return the BPR term."""
         return {"bpr": bpr_loss(margin(latent.users, latent.items, batch.users, batch.positives, batch.negatives))}
 
-    def regulariser(self, latent: Latent, batch: Batch) -> Tensor:
+    def decay(self, latent: Latent, batch: Batch) -> Tensor:
         """Return λ times the sum of the norms of the batch's user, positive and negative matrices, over B."""
         norms = (
             batch_norm_of(latent.users, batch.users),

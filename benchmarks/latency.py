@@ -15,7 +15,9 @@ from benchmarks.http_client import Connection, serving
 from benchmarks.sampling import Call, Level, sample
 from benchmarks.statistics import RESAMPLES, Quantiles, ratio_of_quantiles
 from export.bundle import IDS, MODEL_ONNX, BundleReader, Manifest
-from export.parity import GRAPH_ERRORS, session
+from export.onnx_safety import check_graph
+from export.parity import session
+from export.runtime import GRAPH_ERRORS
 from service.engine import Engine, Request
 from training.common.errors import BundleError
 from training.common.strings import StringTable
@@ -79,6 +81,10 @@ class BundleArm:
         with BundleReader(folder) as reader:
             users = StringTable.from_arrays(reader.tensors(IDS), "users")
             arm = cls(folder, reader.manifest, bytes(reader.read(MODEL_ONNX)), list(users))
+        try:
+            check_graph(arm.graph, MODEL_ONNX)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
         try:
             arm.graph_call()(np.zeros(1, dtype=np.int64))
         except (*GRAPH_ERRORS, ValueError) as error:

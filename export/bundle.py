@@ -123,6 +123,15 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
     return manifest
 
 
+def is_bundle(folder: Path) -> bool:
+    """Tell whether a folder says of itself that it is a bundle, of whatever schema version."""
+    try:
+        document = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("schema_name") == "dvib.bundle"
+
+
 def _open_without_links(directory: int, name: str, where: Path) -> int:
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)

@@ -30,7 +30,7 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from _graphs(inner)
 
 
-def _messages(message: Any) -> Iterator[Any]:
+def messages(message: Any) -> Iterator[Any]:
     """Yield a protobuf message and all messages within, wherever they hang."""
     yield message
     for field in message.DESCRIPTOR.fields:
@@ -39,9 +39,9 @@ def _messages(message: Any) -> Iterator[Any]:
         value = getattr(message, field.name)
         if not hasattr(value, "DESCRIPTOR"):
             for inner in value:
-                yield from _messages(inner)
+                yield from messages(inner)
         elif message.HasField(field.name):
-            yield from _messages(value)
+            yield from messages(value)
 
 
 def clear_metadata(model: ModelProto) -> None:
@@ -52,7 +52,7 @@ def clear_metadata(model: ModelProto) -> None:
     """
     for field in ("producer_name", "producer_version", "domain", "model_version"):
         model.ClearField(field)
-    for message in _messages(model):
+    for message in messages(model):
         fields = message.DESCRIPTOR.fields_by_name
         for name in ("doc_string", "metadata_props"):
             if name in fields:

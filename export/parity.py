@@ -9,22 +9,11 @@ import faiss
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 TOLERANCE = 2e-6
 """Largest difference of a score, relative to the largest absolute score of the same user."""
 TOP_K = 20
 _BLOCK_SCORES = 4_000_000
-
-GRAPH_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
-"""What ONNX Runtime raises for a graph that it cannot load or run."""
 
 Scores = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """User rows int64 [b] → scores float32 [b, I]."""
@@ -103,7 +92,7 @@ class Agreement:
 
 
 def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open an ONNX graph on the CPU."""
+    """Open an ONNX graph on the CPU: one of our own making, or one that `export.onnx_safety` has passed."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

@@ -15,7 +15,9 @@ from export import bundle
 from export.certificate import SCHEMA_VERSION, Certificate, GraphFacts, judge
 from export.index import read_index
 from export.onnx_canonical import blank, canonical_bytes, parse, sha256
-from export.parity import GRAPH_ERRORS, TowersAndIndex, compare, onnx_scores, user_blocks
+from export.onnx_safety import check_graph
+from export.parity import TowersAndIndex, compare, onnx_scores, user_blocks
+from export.runtime import GRAPH_ERRORS
 from training.common.errors import BundleError
 
 _MALFORMED = (DecodeError, KeyError, ValueError, *GRAPH_ERRORS)
@@ -67,6 +69,14 @@ def _blaming(folder: Path, name: str) -> Iterator[None]:
         raise BundleError(f"{folder}: {name}: {error}; export the bundle again") from error
 
 
+def _check_graphs(folder: Path, graphs: dict[str, bytes]) -> None:
+    for name, data in graphs.items():
+        try:
+            check_graph(data, name)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
+
+
 def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
     """Re-check hashes, graph, certificate and parity.
 
@@ -78,14 +88,17 @@ def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
         What was checked, in order.
 
     Raises:
-        BundleError: A file is missing, altered or malformed.
+        BundleError: A file is missing, altered or malformed, or a graph is one that must not be run.
     """
     serving = bundle.load_for_serving(folder)
     with bundle.BundleReader(folder) as reader:
         reader.verify_all()
         manifest = reader.manifest
+        graphs = {name: bytes(reader.read(name)) for name in manifest.files if name.endswith(".onnx")}
+        graphs[bundle.USER_TOWER] = serving.user_tower
+        _check_graphs(folder, graphs)
+        data = graphs[bundle.MODEL_ONNX]
         certificate = read_certificate(reader)
-        data = bytes(reader.read(bundle.MODEL_ONNX))
     n_users, n_items = manifest.dataset.n_users, manifest.dataset.n_items
     with _blaming(folder, bundle.MODEL_ONNX):
         facts = GraphFacts.of(data, certificate.learned)

@@ -59,11 +59,8 @@ def _check_seen(seen: SeenItems) -> None:
 
 
 def _check_text(table: StringTable, what: str) -> None:
-    try:
-        for _ in table:
-            pass
-    except UnicodeDecodeError as error:
-        raise BundleError(f"the {what} are not valid UTF-8; export the bundle again") from error
+    if not table.is_text():
+        raise BundleError(f"the {what} are not valid UTF-8; export the bundle again")
 
 
 class Engine:
@@ -82,6 +79,7 @@ class Engine:
 
     def __init__(self, bundle: ServingBundle, *, index_threads: int = 1) -> None:
         _check_seen(bundle.seen)
+        _check_text(bundle.users, "user ids")
         _check_text(bundle.item_ids, "item ids")
         _check_text(bundle.titles, "titles")
         self.manifest = bundle.manifest

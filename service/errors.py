@@ -21,7 +21,7 @@ JSON = "application/json"
 
 _ERRORS: dict[ErrorCode, tuple[HTTPStatus, str]] = {
     ErrorCode.MISSING_USER_ID: (HTTPStatus.UNPROCESSABLE_ENTITY, "the query parameter user_id is missing"),
-    ErrorCode.INVALID_ID: (HTTPStatus.UNPROCESSABLE_ENTITY, "user_id is empty or holds a NUL character"),
+    ErrorCode.INVALID_ID: (HTTPStatus.UNPROCESSABLE_ENTITY, "user_id is empty, holds a NUL character or is no UTF-8"),
     ErrorCode.ID_TOO_LONG: (HTTPStatus.UNPROCESSABLE_ENTITY, "user_id is longer than {max_id_bytes} UTF-8 bytes"),
     ErrorCode.INVALID_K: (HTTPStatus.UNPROCESSABLE_ENTITY, "k must be a whole number from 1 to {max_k}"),
     ErrorCode.INVALID_REQUEST: (HTTPStatus.BAD_REQUEST, "the request cannot be understood"),

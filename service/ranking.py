@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import faiss
 import numpy as np
 
+from export.bundle import INDEX
+from export.index import read_index
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FLAT_INNER_PRODUCT = b"IxFI"
 _SLACK = 16
 _CHUNK = 4096
 
@@ -93,19 +94,10 @@ class Ranker:
         self, index: memoryview, items: NDArray[np.float32], *, largest_user_norm: float, threads: int
     ) -> None:
         n_items, dimension = items.shape
-        # Before FAISS parses anything: other index types give approximate answers, and some open files by name.
-        if bytes(index[:4]) != _FLAT_INNER_PRODUCT:
-            raise BundleError("the item index is not a flat inner-product index; export the bundle again")
         try:
-            self._index = faiss.deserialize_index(np.frombuffer(index, dtype=np.uint8))
-        except (RuntimeError, MemoryError) as error:
-            raise BundleError("FAISS cannot read the item index; export the bundle again") from error
-        found = (self._index.ntotal, self._index.d, self._index.metric_type)
-        if found != (n_items, dimension, faiss.METRIC_INNER_PRODUCT):
-            raise BundleError(
-                f"the item index has (vectors, dimension, metric) {found}, "
-                f"wanted {(n_items, dimension, faiss.METRIC_INNER_PRODUCT)}; export the bundle again"
-            )
+            self._index = read_index(index, n_items, dimension)
+        except BundleError as error:
+            raise BundleError(f"{INDEX}: {error}; export the bundle again") from error
         self._items = items
         self._threads = threads
         largest_item_norm = 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import orjson
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.batching import QueueFullError
 from service.errors import JSON
@@ -51,6 +52,12 @@ def _json(document: object) -> Response:
     return Response(orjson.dumps(document), media_type=JSON)
 
 
+def _is_utf8(request: Request, parameter: str) -> bool:
+    """Tell whether a query parameter's percent-encoding is that of UTF-8."""
+    query = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+    return not any("\udc80" <= sign <= "\udcff" for name, value in query if name == parameter for sign in value)
+
+
 def make_router(
     manifests: Mapping[str, Manifest], batchers: Mapping[str, Batcher], errors: Errors, settings: Settings
 ) -> APIRouter:
@@ -66,8 +73,11 @@ def make_router(
     default = next(iter(manifests), None)
     models = describe(manifests)
 
-    def refuse_id(user_id: str) -> ErrorCode | None:
+    def refuse_id(user_id: str, request: Request) -> ErrorCode | None:
         if not user_id or "\0" in user_id:
+            return ErrorCode.INVALID_ID
+        # Bytes that are no UTF-8 have become replacement characters, and so would another id of such bytes.
+        if "\ufffd" in user_id and not _is_utf8(request, "user_id"):
             return ErrorCode.INVALID_ID
         return ErrorCode.ID_TOO_LONG if len(user_id.encode()) > settings.max_id_bytes else None
 
@@ -87,6 +97,7 @@ def make_router(
         ),
     )
     async def recommend(
+        request: Request,
         user_id: str = Query(
             description=f"the data set's own id, at most {settings.max_id_bytes} UTF-8 bytes; "
             "an unknown user gets popular items",
@@ -96,7 +107,7 @@ def make_router(
         model: str | None = Query(None, description="a name from /models; the default model where left out"),
     ) -> Response:
         """The best `k` items that the user has not interacted with in training."""
-        refusal = refuse_id(user_id)
+        refusal = refuse_id(user_id, request)
         if refusal is not None:
             return errors.reply(refusal)
         name = default if model is None else model

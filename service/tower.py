@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from export.bundle import USER_TOWER
+from export.onnx_safety import check_graph
+from export.runtime import GRAPH_ERRORS
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -17,23 +19,15 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "users", "vectors"
 _CHECK_ROWS = 1024
-_ORT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 @contextmanager
 def _as_bundle_error(what: str) -> Iterator[None]:
     try:
         yield
-    except _ORT_ERRORS as error:
-        raise BundleError(f"ONNX Runtime cannot {what} the user tower: {error}; export the bundle again") from error
+    except GRAPH_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(f"ONNX Runtime cannot {what} the user tower: {reason}; export the bundle again") from error
 
 
 class UserTower:
@@ -48,10 +42,12 @@ class UserTower:
         largest_norm: Euclidean norm of the longest user vector.
 
     Raises:
-        BundleError: The graph does not load, has another signature, or gives NaN, infinite or misshapen vectors.
+        BundleError: The graph must not be run, does not load, has another signature, or gives NaN, infinite or
+            misshapen vectors.
     """
 
     def __init__(self, graph: bytes, n_users: int, dimension: int) -> None:
+        check_graph(graph, USER_TOWER)
         self._dimension = dimension
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -121,7 +121,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     [
         ({"dimension": 6}, "dimension 7 and 6"),
         ({"fingerprint": "1" * 64}, "data set fingerprint 000000000000 and 111111111111"),
-        ({"graph": False}, "ONNX Runtime cannot run model.onnx"),
+        ({"graph": False}, "model.onnx is no ONNX model"),
     ],
 )
 def test_bundles_that_cannot_be_compared_are_refused(

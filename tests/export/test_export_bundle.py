@@ -307,6 +307,7 @@ CONSISTENT: list[tuple[str, Callable[[Path], object], str]] = [
     ("popularity", lambda folder: np.save(folder / bundle.POPULARITY, np.zeros(40, np.int64)), bundle.POPULARITY),
     ("user twice", repeated_id("users"), "user 9"),
     ("item twice", repeated_id("items"), "item-9-ü"),
+    ("order", bad_tensors(bundle.IDS, lambda arrays: arrays["users.order"].sort()), "must sort its rows"),
     ("title missing", bad_tensors(bundle.IDS, lambda arrays: arrays.pop("titles.bytes")), bundle.IDS),
     ("offsets", bad_tensors(bundle.SEEN, fill("offsets", 3, 10**6)), bundle.SEEN),
     ("offset start", bad_tensors(bundle.SEEN, fill("offsets", 0, 1)), bundle.SEEN),

@@ -45,7 +45,17 @@ except SystemExit as end:
     assert not loaded & (set(HEAVY) - {"torch"})
 
 
-@pytest.mark.parametrize("module", ["export.certificate", "export.onnx_canonical", "export.parity", "export.index"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "export.certificate",
+        "export.onnx_canonical",
+        "export.parity",
+        "export.index",
+        "export.onnx_safety",
+        "export.runtime",
+    ],
+)
 def test_modules_said_to_need_no_torch(module: str) -> None:
     """Their own imports, all of which ``export.verify`` has loaded above, name neither torch nor training's models."""
     source = (Path(__file__).parents[2] / Path(*module.split("."))).with_suffix(".py").read_text("utf-8")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from export import bundle
 from service.engine import Engine, Request
@@ -141,13 +142,18 @@ def shifted_tower(content: Content, delta: float) -> bytes:
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        (bundle.INDEX, lambda _: b"", "not a flat inner-product index"),
-        (bundle.INDEX, lambda c: b"IwFl" + flat_index(c.items)[4:], "not a flat inner-product index"),
+        (bundle.INDEX, lambda _: b"", "items.faiss: it is no flat inner-product index"),
+        (bundle.INDEX, lambda c: b"IwFl" + flat_index(c.items)[4:], "no flat inner-product index"),
         (bundle.INDEX, lambda c: flat_index(c.items)[:-5], "FAISS cannot read"),
         (bundle.INDEX, lambda c: flat_index(c.items[:-1]), "wanted"),
         (bundle.INDEX, lambda c: flat_index(np.ascontiguousarray(c.items[:, :-1])), "wanted"),
         (bundle.INDEX, lambda c: flat_index(c.items + 1), "other vectors"),
-        (bundle.USER_TOWER, lambda _: b"nonsense", "ONNX Runtime cannot load"),
+        (bundle.USER_TOWER, lambda _: b"nonsense", "user_tower.onnx is no ONNX model"),
+        (
+            bundle.USER_TOWER,
+            lambda c: gather_tower(c.users).replace(b"Gather", b"Gazzer"),
+            "ONNX Runtime cannot load",
+        ),
         (bundle.USER_TOWER, lambda c: gather_tower(c.users[:-1]), "ONNX Runtime cannot run"),
         (bundle.USER_TOWER, lambda c: gather_tower(c.users[:, :-1]), "wanted"),
         (bundle.USER_TOWER, lambda c: gather_tower(c.users).replace(b"users", b"usars"), "wanted users int64"),
@@ -162,6 +168,29 @@ def test_content_that_does_not_fit_is_refused_at_load(
     with pytest.raises(BundleError, match=message) as caught:
         Engine.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "message"), [("users", "user ids"), ("items", "item ids"), ("titles", "titles")])
+@pytest.mark.parametrize("cut", [False, True])
+def test_names_that_are_no_utf8_are_refused(
+    kind: str, message: str, cut: bool, content: Content, tmp_path: Path
+) -> None:
+    """Bytes that no character has, and a string that begins within a character of the one before."""
+    write_bundle(tmp_path / "b", content)
+    arrays = load_file(tmp_path / "b" / bundle.IDS)
+    blob, offsets = arrays[f"{kind}.bytes"].copy(), arrays[f"{kind}.offsets"].copy()
+    if cut:
+        within = int(np.flatnonzero(blob & 0xC0 == 0x80)[0])
+        offsets[np.searchsorted(offsets, within)] = within
+    else:
+        blob[int(offsets[2])] = 0xFF
+    names = [blob[offsets[row] : offsets[row + 1]].tobytes() for row in range(len(offsets) - 1)]
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+    changed = {f"{kind}.bytes": blob, f"{kind}.offsets": offsets, f"{kind}.order": order}
+    save_file({**arrays, **changed}, tmp_path / "b" / bundle.IDS)
+    seal(tmp_path / "b", content)
+    with pytest.raises(BundleError, match=f"the {message} are not valid UTF-8"):
+        Engine.load(tmp_path / "b")
 
 
 @pytest.mark.parametrize("rows", [[3, 3], [5, 2]])

@@ -83,6 +83,20 @@ def test_bad_requests(client: httpx.Client, params: dict[str, str], status: int,
     assert_error(client.post("/recommend", params=params), status, code)
 
 
+@pytest.mark.parametrize(
+    "query", ["user_id=%ff", "user_id=u-1%C3", "user_id=%ED%A0%80", "user_id=u-1&user_id=a%80", "user%5Fid=%fe&k=3"]
+)
+def test_an_id_that_is_no_utf8(client: httpx.Client, query: str) -> None:
+    assert_error(client.post(f"/recommend?{query}"), 422, "invalid_id")
+
+
+@pytest.mark.parametrize("query", ["user_id=%EF%BF%BD", "user_id=%EF%BF%BD&other=%ff", "user_id=u-1&%ff=1"])
+def test_a_replacement_character_is_an_id_like_any_other(client: httpx.Client, query: str) -> None:
+    reply = client.post(f"/recommend?{query}")
+    assert reply.status_code == 200
+    assert reply.json()["user_id"] in {"\ufffd", "u-1"}
+
+
 def assert_error(reply: httpx.Response, status: int, code: str) -> None:
     assert reply.status_code == status
     body = reply.json()

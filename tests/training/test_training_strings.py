@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.common import strings as strings_module
 from training.common.strings import StringTable
 
 strings = st.lists(st.text(max_size=8), max_size=30)
@@ -73,6 +77,59 @@ def test_an_empty_table() -> None:
     assert list(table) == []
     assert table.find("") is None
     assert table.first_duplicate() is None
+
+
+@given(st.lists(st.binary(max_size=80), max_size=12), st.randoms(use_true_random=False), st.integers(1, 3))
+def test_an_order_is_accepted_if_and_only_if_it_sorts(rows: list[bytes], draw: random.Random, chunk: int) -> None:
+    """Over any bytes, long common beginnings and NULs among them, whatever lies together in a chunk."""
+    rows = [beginning + row for row in rows for beginning in (b"", 70 * b"\0", 9 * b"ab")][:20]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    draw.shuffle(rows if draw.random() < 0.5 else order)
+    ordered = all(rows[left] <= rows[right] for left, right in pairwise(order))
+    offsets = np.cumsum([0, *map(len, rows)]).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strings_module, "_CHUNK", chunk)
+        if not ordered:
+            with pytest.raises(ValueError, match="must sort its rows"):
+                arrays(list(b"".join(rows)), offsets, order)
+            return
+        table = arrays(list(b"".join(rows)), offsets, order)
+        assert (table.first_duplicate() is None) is (len(set(rows)) == len(rows))
+        assert table.is_text() is all(map(decodes, rows))
+
+
+def decodes(row: bytes) -> bool:
+    try:
+        row.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@given(st.text(max_size=6), st.lists(st.integers(0, 24), max_size=4), st.integers(1, 5))
+def test_text_is_cut_between_characters(text: str, cuts: list[int], chunk: int) -> None:
+    blob = text.encode()
+    bounds = [0, *sorted(min(cut, len(blob)) for cut in cuts), len(blob)]
+    rows = [blob[left:right] for left, right in pairwise(bounds)]
+    table = arrays(list(blob), bounds, sorted(range(len(rows)), key=rows.__getitem__))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strings_module, "_CHUNK", chunk)
+        assert table.is_text() is all(map(decodes, rows))
+
+
+def test_text_that_ends_within_a_character_is_no_text() -> None:
+    assert not arrays(list("ab日".encode()[:-1]), [0, 1, 4], [0, 1]).is_text()
+    assert arrays(list("ab日".encode()), [0, 1, 5], [0, 1]).is_text()
+
+
+def test_an_order_that_hides_a_duplicate_is_refused() -> None:
+    """Rows a, b, a in row order: no neighbours are equal, and a search for b would go astray."""
+    with pytest.raises(ValueError, match="must sort its rows"):
+        arrays([97, 98, 97], [0, 1, 2, 3], [0, 1, 2])
+
+
+def test_a_duplicate_that_is_no_utf8_is_named_all_the_same() -> None:
+    assert arrays([255, 255], [0, 1, 2], [0, 1]).first_duplicate() == r"\xff"
 
 
 def arrays(blob: list[int], offsets: list[int], order: list[int]) -> StringTable:

@@ -52,7 +52,7 @@ def training(
     model: Annotated[str, typer.Option("--model", help="The recommender.")] = "vbpr",
     dvib: Annotated[VariantChoice, typer.Option("--dvib", help="DVIB_c or DVIB_a.")] = VariantChoice.adaptive,
     preset: Preset = PresetChoice.paper,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Timed epochs of each arm.")] = 5,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Timed epochs of each arm.")] = 8,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "cpu",
     json_file: JsonFile = None,
 ) -> None:

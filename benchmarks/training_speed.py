@@ -77,7 +77,7 @@ def measure(
     *,
     variant: Variant = "adaptive",
     preset: Preset = "paper",
-    epochs: int = 5,
+    epochs: int = 8,
     device: str = "cpu",
     on_epoch: Callable[[], None] | None = None,
 ) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,28 +10,14 @@ import typer
 from benchmarks.environment import describe_environment, summary
 from benchmarks.output import check_json_path, progress_bar, write_document
 from training.common.allocator import keep_freed_memory
+from training.common.choices import DvibVariant, Preset
 from training.common.console import EXIT_VOID, make_app, require_groups
 
 app = make_app("Measure speed, ranking quality and latency, each beside what it should be compared with, in one run.")
 
-
-class VariantChoice(StrEnum):
-    """Values of ``--dvib``."""
-
-    constant = "constant"
-    adaptive = "adaptive"
-
-
-class PresetChoice(StrEnum):
-    """Values of ``--preset``."""
-
-    paper = "paper"
-    reference = "reference"
-
-
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write figures and raw samples to this file.")]
 Shape = Annotated[str, typer.Option("--shape", help="Counts and widths of the synthetic data: baby, sports, ...")]
-Preset = Annotated[PresetChoice, typer.Option("--preset", help="The published mathematics, or the authors' code's.")]
+PresetOption = Annotated[Preset, typer.Option("--preset", help="The published mathematics, or the authors' code's.")]
 
 
 def _begin(json_file: Path | None) -> dict[str, Any]:
@@ -50,8 +35,8 @@ def _begin(json_file: Path | None) -> dict[str, Any]:
 def training(
     shape: Shape = "baby",
     model: Annotated[str, typer.Option("--model", help="The recommender.")] = "vbpr",
-    dvib: Annotated[VariantChoice, typer.Option("--dvib", help="DVIB_c or DVIB_a.")] = VariantChoice.adaptive,
-    preset: Preset = PresetChoice.paper,
+    dvib: Annotated[DvibVariant, typer.Option("--dvib", help="DVIB_c or DVIB_a.")] = "adaptive",
+    preset: PresetOption = "paper",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Timed epochs of each arm.")] = 8,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "cpu",
     json_file: JsonFile = None,
@@ -66,13 +51,13 @@ def training(
         result = measure(
             shape,
             model,
-            variant=dvib.value,
-            preset=preset.value,
+            variant=dvib,
+            preset=preset,
             epochs=epochs,
             device=device,
             on_epoch=bar.advance,
         )
-    labels = {"none": model, "dvib": f"{model} + DVIB {dvib.value}", "reference_loop": "reference loop"}
+    labels = {"none": model, "dvib": f"{model} + DVIB {dvib}", "reference_loop": "reference loop"}
     for name, seconds in result["seconds_per_epoch"].items():
         typer.echo(f"{labels[name]:<24} {seconds:8.3f} s per epoch")
     typer.echo(f"with DVIB ÷ without:       {result['ratio_dvib']:.2f}")
@@ -121,7 +106,7 @@ def quality(
         Path | None,
         typer.Option("--data-dir", envvar="DVIB_DATA", help="Folder that holds DATASET/; without it, ml-100k."),
     ] = None,
-    preset: Preset = PresetChoice.paper,
+    preset: PresetOption = "paper",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each variant.")] = 3,
     tune: Annotated[bool, typer.Option("--tune", help="First choose settings on the validation split.")] = False,
     settings: Annotated[
@@ -141,11 +126,11 @@ def quality(
     with progress_bar(total, "runs") as bar:
         lines = Lines(bar)
         if tune:
-            tuning = work.tune(dataset, data_dir, preset.value, overrides=settings or (), on_trial=lines.trial)
+            tuning = work.tune(dataset, data_dir, preset, overrides=settings or (), on_trial=lines.trial)
         result = work.compare(
             dataset,
             data_dir,
-            preset.value,
+            preset,
             range(seeds),
             {name: entry["best"] for name, entry in tuning.items()} if tuning else None,
             overrides=settings or (),

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.config import Preset, RunConfig, build_config
+from training.common.choices import Preset, Variant
+from training.config import RunConfig, build_config
 from training.data.dataset import Dataset
 from training.data.load import load_dataset
-from training.dvib.config import Variant
 from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate, popularity_scorer
 from training.trainer import Trainer
 

@@ -14,10 +14,10 @@ import torch
 from benchmarks.reference_loops import reference_for
 from benchmarks.shapes import synthetic_dataset
 from training.build import build_objective
-from training.config import Preset, build_config
+from training.common.choices import Preset, Variant
+from training.config import build_config
 from training.data.dataset import Dataset
 from training.device import resolve_device
-from training.dvib.config import Variant
 from training.epoch import EpochRunner
 
 BLOCK = 10

@@ -80,11 +80,6 @@ class Certificate(BaseModel):
     removed: dict[str, Any] = Field(description="training-only tensors, by name, and their parameters in all")
     proofs: dict[str, bool]
 
-    @property
-    def passed(self) -> bool:
-        """Whether every proof holds."""
-        return all(self.proofs.values())
-
     def explain(self, proof: str) -> str:
         """Say in one line on what evidence a proof stands or falls."""
         if proof == "parity":

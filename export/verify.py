@@ -18,7 +18,8 @@ from export.onnx_canonical import blank, canonical_bytes, parse, sha256
 from export.onnx_safety import check_graph
 from export.parity import TowersAndIndex, compare, onnx_scores, user_blocks
 from export.runtime import GRAPH_ERRORS
-from training.common.errors import BundleError
+from export.serving import load_for_serving
+from training.common.errors import BundleError, first_problem
 
 _MALFORMED = (DecodeError, KeyError, ValueError, *GRAPH_ERRORS)
 """What parsing, loading or running a malformed graph can raise."""
@@ -48,9 +49,7 @@ def read_certificate(reader: bundle.BundleReader) -> Certificate:
     try:
         certificate = Certificate.model_validate_json(bytes(reader.read(bundle.CERTIFICATE)))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise BundleError(f"{reader.folder}: {bundle.CERTIFICATE}: {place}: {first['msg']}; export again") from error
+        raise BundleError(f"{reader.folder}: {bundle.CERTIFICATE}: {first_problem(error)}; export again") from error
     if certificate.schema_version != SCHEMA_VERSION:
         raise BundleError(
             f"{reader.folder}: certificate schema version {certificate.schema_version}, this program reads "
@@ -90,7 +89,7 @@ def verify_bundle(folder: Path, against: Path | None = None) -> list[Check]:
     Raises:
         BundleError: A file is missing, altered or malformed, or a graph is one that must not be run.
     """
-    serving = bundle.load_for_serving(folder)
+    serving = load_for_serving(folder)
     with bundle.BundleReader(folder) as reader:
         reader.verify_all()
         manifest = reader.manifest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
-from export.bundle import load_for_serving
+from export.serving import load_for_serving
 from service.ranking import Query, Ranked, Ranker
 from service.tower import UserTower
 from training.common.errors import BundleError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from export.bundle import SeenItems, ServingBundle
+    from export.serving import SeenItems, ServingBundle
     from training.common.strings import StringTable
 
 Source = Literal["model", "popular", "history"]
@@ -67,7 +67,7 @@ class Engine:
     """Exact recommendations from one verified bundle. Not for concurrent use: one thread at a time.
 
     Args:
-        bundle: What `export.bundle.load_for_serving` returned.
+        bundle: What `export.serving.load_for_serving` returned.
         index_threads: Threads of one index search.
 
     Attributes:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.build import build_objective
+from training.common.choices import Preset, Variant
 from training.common.strings import StringTable
-from training.config import Preset, RunConfig, build_config
+from training.config import RunConfig, build_config
 from training.data.dataset import SPLITS, Dataset, Interactions, Split
-from training.dvib.config import Variant
 from training.dvib.objective import Objective
 from training.epoch import EpochRunner
 from training.models.base import Batch

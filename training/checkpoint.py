@@ -32,7 +32,7 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from training.common.errors import CheckpointError
+from training.common.errors import CheckpointError, first_problem
 from training.common.folders import atomic_folder, write_atomically
 from training.common.strings import StringTable
 from training.config import RunConfig
@@ -202,9 +202,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         dataset = _load_dataset(folder, info.dataset)
         model, dvib = load_tensors(folder / MODEL), load_tensors(folder / DVIB)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{folder / INFO}: {place}: {first['msg']}; train again") from error
+        raise CheckpointError(f"{folder / INFO}: {first_problem(error)}; train again") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged: {error}; train again") from error
     if dataset.fingerprint() != info.dataset.fingerprint:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.table import Table
 from training.build import load_model
 from training.checkpoint import BEST, CheckpointInfo, load_checkpoint
 from training.common.allocator import keep_freed_memory
+from training.common.choices import Preset, Variant
 from training.common.console import make_app
 from training.common.errors import CheckpointError, ConfigError
 from training.common.folders import write_atomically
@@ -31,28 +31,6 @@ from training.trainer import Trainer
 app = make_app("Train multimodal recommenders, plain or with DVIB, and evaluate them.")
 output = Console()
 messages = Console(stderr=True)
-
-
-class VariantChoice(StrEnum):
-    """Values of ``--dvib``."""
-
-    none = "none"
-    constant = "constant"
-    adaptive = "adaptive"
-
-
-class PresetChoice(StrEnum):
-    """Values of ``--preset``."""
-
-    paper = "paper"
-    reference = "reference"
-
-
-class SplitChoice(StrEnum):
-    """Values of ``--split``."""
-
-    valid = "valid"
-    test = "test"
 
 
 DataDir = Annotated[
@@ -77,10 +55,10 @@ def _configure() -> None:
 def fit(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     model: Annotated[str, typer.Option("--model", help="The recommender.")] = "vbpr",
-    dvib: Annotated[VariantChoice, typer.Option("--dvib", help="Plain, DVIB_c or DVIB_a.")] = VariantChoice.none,
+    dvib: Annotated[Variant, typer.Option("--dvib", help="Plain, DVIB_c or DVIB_a.")] = "none",
     preset: Annotated[
-        PresetChoice, typer.Option("--preset", help="The published mathematics, or the authors' code's.")
-    ] = PresetChoice.paper,
+        Preset, typer.Option("--preset", help="The published mathematics, or the authors' code's.")
+    ] = "paper",
     dataset: Annotated[str, typer.Option("--dataset", help="Name of the data set.")] = "ml-100k",
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Most epochs to train.")] = None,
@@ -96,9 +74,7 @@ def fit(
     overrides = list(settings or [])
     overrides += [f"training.epochs={epochs}"] if epochs is not None else []
     overrides += [f"training.seed={seed}"] if seed is not None else []
-    config = build_config(
-        model_name=model, dataset=dataset, variant=dvib.value, preset=preset.value, overrides=overrides
-    )
+    config = build_config(model_name=model, dataset=dataset, variant=dvib, preset=preset, overrides=overrides)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     check_run_folder(out)
@@ -113,7 +89,7 @@ def fit(
     with memory_reported(), ConsoleReporter(messages, config) as reporter:
         trainer = Trainer(config, data, out, device=chosen, reporter=reporter)
         info = trainer.fit(resume=resume)
-    scores = {config.model_name if dvib is VariantChoice.none else f"{model} + DVIB {dvib.value}": info.metrics["test"]}
+    scores = {config.model_name if dvib == "none" else f"{model} + DVIB {dvib}": info.metrics["test"]}
     output.print(
         f"{out}: best epoch {info.epoch} of {len(info.history)}, "
         f"validation {config.training.monitor} {info.metrics['valid'][config.training.monitor]:.4f}"
@@ -126,7 +102,7 @@ def fit(
 @app.command("evaluate", epilog="Example: `dvib-train evaluate runs/dvib --split test --json reports/dvib.json`")
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint's folder.")],
-    split: Annotated[SplitChoice, typer.Option("--split", help="Which interactions to predict.")] = SplitChoice.test,
+    split: Annotated[Literal["valid", "test"], typer.Option("--split", help="Which interactions to predict.")] = "test",
     cutoffs: Annotated[list[int] | None, typer.Option("--k", min=1, help="Cut-off; repeat for several.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all metrics to this file.")] = None,
     device: Device = "auto",
@@ -140,17 +116,17 @@ def evaluate_command(
     if beyond:
         raise ConfigError(f"--k {beyond[0]} exceeds the catalogue of {data.n_items} items")
     ks = tuple(sorted({k for k in cutoffs or DEFAULT_KS if k <= data.n_items}))
-    prepared = EvaluationSet.of(data, split.value, chosen)
+    prepared = EvaluationSet.of(data, split, chosen)
     model = load_model(checkpoint).to(chosen)
     scores = {
         _label(checkpoint.info): evaluate_model(model, prepared, data.n_items, ks),
         "popularity": evaluate(popularity_scorer(data, chosen), prepared, data.n_items, ks),
     }
-    output.print(_metrics_table(split.value, scores, ks))
+    output.print(_metrics_table(split, scores, ks))
     if json_file is not None:
         document: dict[str, Any] = {
             "run": str(run),
-            "split": split.value,
+            "split": split,
             "users": len(prepared.users),
             "metrics": scores[_label(checkpoint.info)],
             "popularity": scores["popularity"],

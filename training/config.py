@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError, nearest
 from training.data.options import DataOptions
-from training.dvib.config import DvibConfig, Variant
+from training.dvib.config import DvibConfig
 from training.evaluation import METRICS
 from training.models import model_class
 
-Preset = Literal["paper", "reference"]
 SECTIONS = ("model", "dvib", "training", "data")
 
 

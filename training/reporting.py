@@ -42,13 +42,12 @@ class ConsoleReporter:
 
     Args:
         console: Where to write.
-        config: The run, for the monitored metric and the number of epochs.
+        config: The run, for the monitored metric.
     """
 
     def __init__(self, console: Console, config: RunConfig) -> None:
         self._console = console
         self._monitor = config.training.monitor
-        self._epochs = config.training.epochs
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

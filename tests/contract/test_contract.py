@@ -24,10 +24,10 @@ from tests.helpers_training import (
 from training import evaluation
 from training.build import build_model, build_objective
 from training.checkpoint import CheckpointInfo, DatasetInfo, load_checkpoint, save_checkpoint, save_dataset, versions
+from training.common.choices import Preset, Variant
 from training.common.errors import DataError
-from training.config import Preset, RunConfig
+from training.config import RunConfig
 from training.data.dataset import Dataset
-from training.dvib.config import Variant
 from training.dvib.objective import Objective
 from training.epoch import EpochRunner
 from training.evaluation import EvaluationSet, evaluate_model, vector_scorer

@@ -13,8 +13,8 @@ from export import build
 from export.onnx_graph import export_onnx
 from tests.helpers_export import dvib_export
 from tests.helpers_training import make_config, planted_blocks
+from training.common.choices import Variant
 from training.data.dataset import Dataset
-from training.dvib.config import Variant
 from training.trainer import Trainer
 
 Train = Callable[..., Path]

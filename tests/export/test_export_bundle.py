@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from export import bundle
+from export.serving import load_for_serving
 from service.engine import Engine
 from tests.helpers_export import digests, dvib_export, edit_json, reseal
 from training.checkpoint import load_checkpoint
@@ -42,7 +43,7 @@ def refused(folder: Path, *words: str) -> None:
 
 
 def verify_by_hash(folder: Path) -> None:
-    bundle.load_for_serving(folder)
+    load_for_serving(folder)
     with bundle.BundleReader(folder) as reader:
         reader.verify_all()
 
@@ -84,7 +85,7 @@ def test_the_manifest_describes_the_run(adaptive_bundle: Path, adaptive_run: Pat
 
 
 def test_what_is_loaded_is_what_was_trained_on(adaptive_bundle: Path, dataset: Dataset) -> None:
-    loaded = bundle.load_for_serving(adaptive_bundle)
+    loaded = load_for_serving(adaptive_bundle)
     assert list(loaded.users) == list(dataset.user_ids)
     assert list(loaded.item_ids) == list(dataset.item_ids)
     assert list(loaded.titles) == list(dataset.titles)
@@ -110,7 +111,7 @@ def test_one_byte_changed(name: str, adaptive_bundle: Path, copy_of: Copy) -> No
     refused(spoiled, name, "hash")
     if name in SERVED:
         with pytest.raises(BundleError, match=name):
-            bundle.load_for_serving(spoiled)
+            load_for_serving(spoiled)
 
 
 @pytest.mark.parametrize("change", [b"", b"x"], ids=["cut", "grown"])

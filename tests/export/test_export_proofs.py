@@ -72,7 +72,7 @@ def test_the_certificate_says_what_was_found(
 ) -> None:
     certificate = certificate_of(adaptive_bundle)
     assert certificate.proofs == HOLDS
-    assert certificate.passed
+    assert all(certificate.proofs.values())
     assert certificate.variant == "adaptive"
     assert set(certificate.learned) == learned_of(adaptive_run)
     own = digests(adaptive_bundle)[bundle.MODEL_ONNX]

@@ -26,9 +26,9 @@ from training.checkpoint import (
     save_dataset,
     versions,
 )
+from training.common.choices import Variant
 from training.common.errors import CheckpointError
 from training.common.strings import StringTable
-from training.dvib.config import Variant
 
 DATASET = planted_blocks(n_users=10, n_items=40)
 FILES = (MODEL, DVIB, GRAPH, FEATURES, IDS, INFO)

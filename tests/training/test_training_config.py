@@ -6,10 +6,11 @@ import pytest
 from pydantic import BaseModel
 
 from training import config as module
+from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError
-from training.config import Preset, RunConfig, TrainingConfig, build_config, known_keys
+from training.config import RunConfig, TrainingConfig, build_config, known_keys
 from training.data.options import DataOptions
-from training.dvib.config import DvibConfig, Variant
+from training.dvib.config import DvibConfig
 from training.models import MODELS, model_class
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.helpers_training import CPU, VARIANTS, make_config, planted_blocks, same_tensors, trained
 from training.build import build_model, build_objective
+from training.common.choices import Variant
 from training.dvib import objective as module
-from training.dvib.config import Variant
 from training.dvib.objective import Objective, PlainObjective
 from training.dvib.perturbation import NetPhi, perturb
 from training.epoch import EpochRunner

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from tests.helpers_training import make_config, planted_blocks
 from training.build import build_objective
-from training.config import Preset, RunConfig
+from training.common.choices import Preset, Variant
+from training.config import RunConfig
 from training.dvib import objective as module
-from training.dvib.config import Variant
 from training.dvib.divergence import jensen_shannon
 from training.dvib.objective import DvibObjective, Objective, StepLoss
 from training.dvib.perturbation import NetPhi

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tests.helpers_training import Interrupted, StopAt, make_config, planted_blocks, same_tensors, write_mmrec
 from training import trainer as module
 from training.checkpoint import MODEL, load_checkpoint
+from training.common.choices import Variant
 from training.common.errors import CheckpointError
 from training.config import RunConfig, build_config
 from training.data.load import load_dataset
-from training.dvib.config import Variant
 from training.reporting import Reporter
 from training.resume import LAST, load_resume_state
 from training.trainer import Trainer

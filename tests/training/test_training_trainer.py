@@ -10,9 +10,9 @@ import torch
 from tests.helpers_training import VARIANTS, make_config, make_dataset, planted_blocks, same_tensors, trained
 from training.build import build_model
 from training.checkpoint import load_checkpoint
+from training.common.choices import Variant
 from training.common.errors import ConfigError, DataError, DvibError
 from training.device import resolve_device
-from training.dvib.config import Variant
 from training.epoch import DivergedError, EpochRunner
 from training.evaluation import EvaluationSet, evaluate_model
 from training.stopping import EarlyStopping

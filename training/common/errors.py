@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pydantic import ValidationError
+
 
 class DvibError(Exception):
     """Base of all errors that end a command with one line on stderr and exit code 2."""
@@ -32,6 +34,12 @@ class ExportError(DvibError):
 
 class MissingGroupError(DvibError):
     """An optional dependency group that is not installed, or two groups that exclude each other."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say the first thing that is wrong with a document, as ``place: what``."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'the document'}: {first['msg']}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

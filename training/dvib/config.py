@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Variant = Literal["none", "constant", "adaptive"]
+from training.common.choices import Variant
+
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 

@@ -121,7 +121,7 @@ class DvibObjective(Objective):
         noisy = self.general(perturbed_latent, batch, decay=config.decay_both)
         general = add_up(clean.values())
         general_noisy = add_up(noisy.values())
-        distillation = self._distillation(clean_latent, perturbed_latent, batch)
+        distillation = self._divergence(_DIVERGENCES[config.divergence], clean_latent, perturbed_latent, batch)
         keep = 1.0 - config.gamma_d if config.mix == "convex" else 1.0
         total = keep * (general + config.gamma_0 * general_noisy) + config.gamma_d * distillation
         log = {
@@ -159,9 +159,6 @@ class DvibObjective(Objective):
             else:
                 values.append(kl_std(h, scales[name], config.prior))
         return add_up(values)
-
-    def _distillation(self, clean: Latent, perturbed: Latent, batch: Batch) -> Tensor:
-        return self._divergence(_DIVERGENCES[self.config.divergence], clean, perturbed, batch)
 
     def _divergence(self, divergence: Divergence, clean: Latent, perturbed: Latent, batch: Batch) -> Tensor:
         if self.config.distil_on == "features":

@@ -14,6 +14,7 @@ from training.config import RunConfig
 from training.data.dataset import Dataset
 from training.data.negatives import NegativeSampler
 from training.dvib.objective import Objective, StepLoss
+from training.optimiser import RowAdam
 from training.randomness import stream
 
 logger = logging.getLogger("dvib.training")
@@ -39,6 +40,14 @@ class EpochRunner:
         self.device = device
         self._users = torch.from_numpy(dataset.train.users.copy()).to(device)
         self._items = torch.from_numpy(dataset.train.items.copy()).to(device)
+        self._sampler: NegativeSampler | None = None
+        if objective.model.samples_negatives:
+            self._prepare_negatives(dataset)
+        self.optimiser: torch.optim.Adam = RowAdam(
+            [value for _, value in self.named_parameters()], lr=config.training.learning_rate
+        )
+
+    def _prepare_negatives(self, dataset: Dataset) -> None:
         self._sampler = NegativeSampler(self._users, self._items, dataset.n_items)
         usable = self._sampler.usable
         if not bool(usable.all()):
@@ -46,9 +55,6 @@ class EpochRunner:
             self._users, self._items = self._users[usable], self._items[usable]
         if len(self._users) == 0:
             raise DataError(f"{dataset.name}: every user owns every training item, so nothing can be ranked below them")
-        self.optimiser = torch.optim.Adam(
-            [value for _, value in self.named_parameters()], lr=config.training.learning_rate, fused=True
-        )
 
     def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Return all parameters in a fixed order: the model's, then the objective's own."""
@@ -67,15 +73,20 @@ class EpochRunner:
             epoch: From 1; determines the result together with the seed.
 
         Yields:
-            Users, positives and negatives, int64 [B] each; the last batch may be shorter.
+            Users, positives and negatives, int64 [B] each; the last batch may be shorter. Models without negatives get
+            [0] for these.
         """
         seed = self.config.training.seed
         order = torch.randperm(
             len(self._users), generator=stream(seed, "batches", epoch, self.device), device=self.device
         )
         users, positives = self._users[order], self._items[order]
-        negatives = self._sampler.draw(users, stream(seed, "negatives", epoch, self.device))
         size = self.config.training.batch_size
+        if self._sampler is None:
+            for some_users, some_positives in zip(users.split(size), positives.split(size), strict=True):
+                yield some_users, some_positives, some_users[:0]
+            return
+        negatives = self._sampler.draw(users, stream(seed, "negatives", epoch, self.device))
         yield from zip(*(torch.split(part, size) for part in (users, positives, negatives)), strict=True)
 
     def steps_of(self, epoch: int) -> Iterator[tuple[float, StepLoss]]:
@@ -84,7 +95,9 @@ class EpochRunner:
         Yields:
             The batch's share of the epoch's interactions, and its loss.
         """
-        noise = stream(self.config.training.seed, "noise", epoch, self.device)
+        seed = self.config.training.seed
+        self.objective.model.begin_epoch(epoch, stream(seed, "model", epoch, self.device))
+        noise = stream(seed, "noise", epoch, self.device)
         for users, positives, negatives in self.triples(epoch):
             result = self.objective.step(self.objective.batch(users, positives, negatives), noise)
             self.optimiser.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["initial", "net_phi", "batches", "negatives", "noise"]
+Purpose = Literal["initial", "net_phi", "batches", "negatives", "noise", "model"]
 
 
 def stream(seed: int, purpose: Purpose, epoch: int = 0, device: torch.device | None = None) -> torch.Generator:

@@ -18,7 +18,7 @@ from training.dvib.config import DvibConfig
 from training.dvib.divergence import jensen_shannon, ref_entropy
 from training.dvib.perturbation import NetPhi, perturb
 from training.dvib.regulariser import eq13, kl_std
-from training.models.base import Batch, Hidden, Latent, Recommender, Rows
+from training.models.base import Batch, Hidden, Latent, Recommender
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 _DIVERGENCES: dict[str, Divergence] = {"js": jensen_shannon, "ref_entropy": ref_entropy}
@@ -100,10 +100,8 @@ class DvibObjective(Objective):
         self.config = config
         self.net_phi = nn.ModuleDict()
         if config.variant == "adaptive":
-            with torch.no_grad():
-                sites = model.hidden(Rows(*(torch.zeros(1, dtype=torch.int64),) * 2)).sites
-            for name, hidden in sites.items():
-                self.net_phi[name] = NetPhi(hidden.shape[1], config.net_phi_hidden, generator)
+            for name, width in model.site_widths.items():
+                self.net_phi[f"at_{name}"] = NetPhi(width, config.net_phi_hidden, generator)
 
     def batch(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Batch:
         """Arrange triples for the rows that this configuration covers."""
@@ -148,7 +146,7 @@ class DvibObjective(Objective):
     def _scales(self, hidden: Hidden) -> dict[str, Tensor]:
         if self.config.variant == "constant":
             return {name: h.new_full((1, 1), self.config.sigma) for name, h in hidden.sites.items()}
-        return {name: self.net_phi[name](h) for name, h in hidden.sites.items()}
+        return {name: self.net_phi[f"at_{name}"](h) for name, h in hidden.sites.items()}
 
     def _regulariser(self, hidden: Hidden, scales: Mapping[str, Tensor]) -> Tensor:
         config = self.config
@@ -163,7 +161,8 @@ class DvibObjective(Objective):
     def _divergence(self, divergence: Divergence, clean: Latent, perturbed: Latent, batch: Batch) -> Tensor:
         if self.config.distil_on == "features":
             # A side that the perturbation does not reach is the same tensor in both passes: its divergence is zero.
-            sides = ((clean.items, perturbed.items), (clean.users, perturbed.users))
+            sides = [(clean.items, perturbed.items), (clean.users, perturbed.users)]
+            sides += [(value, perturbed.modalities[name]) for name, value in clean.modalities.items()]
             return add_up(divergence(a, b).mean() for a, b in sides if a is not b)
         clean_users, clean_items = self.model.towers(clean)
         noisy_users, noisy_items = self.model.towers(perturbed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from training.common.errors import ConfigError, nearest
 from training.models.base import Recommender
+from training.models.layergcn import LayerGCN
 from training.models.vbpr import VBPR
 
 MODELS: dict[str, type[Recommender]] = {
     "vbpr": VBPR,
+    "layergcn": LayerGCN,
 }
 
 

@@ -37,7 +37,7 @@ class Batch:
         rows: The forward pass's users and items.
         users: int64 [B], positions of the users in ``rows.users``.
         positives: int64 [B], positions of the observed items in ``rows.items``.
-        negatives: int64 [B], positions of the sampled items in ``rows.items``.
+        negatives: int64 [B], positions of the sampled items in ``rows.items``; [0] for models without negatives.
     """
 
     rows: Rows
@@ -52,7 +52,7 @@ class Batch:
         Args:
             users: int64 [B], user rows.
             positives: int64 [B], item rows.
-            negatives: int64 [B], item rows.
+            negatives: int64 [B], item rows; [0] for models without negatives.
             all_items: Run the pass over the whole catalogue instead of the batch's items.
         """
         user_rows, user_positions = torch.unique(users, return_inverse=True)
@@ -75,10 +75,12 @@ class Hidden:
     Attributes:
         sites: The tensors that may be perturbed, each float32 [rows, width].
         context: Tensors that f2 needs besides, passed through as they are.
+        rows: The rows that Z shall have, for models whose f2 runs over all of them and selects at the end.
     """
 
     sites: Mapping[str, Tensor]
     context: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Rows = field(default_factory=Rows)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,13 @@ class Latent:
     Attributes:
         users: float32 [n_u, D].
         items: float32 [n_i, D].
-        extra: Whatever else the model's loss needs.
+        modalities: Representations of single modalities that the loss compares with these, each float32 [n_i, D].
+        extra: Whatever else loss, decay and towers need; no representation to be compared between two passes.
     """
 
     users: Tensor
     items: Tensor
+    modalities: Mapping[str, Tensor] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -120,9 +124,19 @@ class ModelData:
 
 
 class Recommender(nn.Module, ABC):
-    """Base of all models. A model reads no file, picks no device and draws only from the generators it is given."""
+    """Base of all models. A model reads no file, picks no device and draws only from the generators it is given.
+
+    In training mode (``module.training``) a pass may be random: dropped edges, dropped features. It then draws from the
+    generator of ``begin_epoch``, in ``hidden`` and nowhere else, so that a second pass through ``represent`` and
+    ``loss`` sees the same draw. In evaluation mode a pass is a function of the parameters and the data.
+
+    Attributes:
+        site_widths: Name → width of every tensor that ``hidden`` offers in training as a site.
+    """
 
     Config: ClassVar[type[ModelConfig]] = ModelConfig
+    samples_negatives: ClassVar[bool] = True
+    """Whether the loss reads the batch's negatives."""
 
     @abstractmethod
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
@@ -137,10 +151,33 @@ class Recommender(nn.Module, ABC):
             DataError: The data lacks what the model needs.
         """
         super().__init__()
+        self.site_widths: Mapping[str, int] = {}
+        self._generator: torch.Generator | None = None
+
+    def begin_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Get ready for an epoch's steps. Models that resample something per epoch extend this.
+
+        Args:
+            epoch: From 1.
+            generator: On the model's device; the model's own until the next call.
+        """
+        del epoch
+        self._generator = generator
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator of the current epoch.
+
+        Raises:
+            RuntimeError: ``begin_epoch`` was not called.
+        """
+        if self._generator is None:
+            raise RuntimeError(f"{type(self).__name__}: begin_epoch comes before the first training pass")
+        return self._generator
 
     @abstractmethod
     def hidden(self, rows: Rows) -> Hidden:
-        """Compute H = f1(Fusion(M1..Mn)) for the given rows (a graph model may compute all and ignore them)."""
+        """Compute H = f1(Fusion(M1..Mn)) for the given rows (a graph model may need all to know these)."""
 
     @abstractmethod
     def represent(self, hidden: Hidden) -> Latent:
@@ -171,5 +208,15 @@ class Recommender(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no content path for unseen items")
 
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Return user vectors [U, D] and item vectors [I, D] as they are used for ranking and serving."""
-        return self.towers(self.represent(self.hidden(Rows())))
+        """Return user vectors [U, D] and item vectors [I, D] as they are used for ranking and serving.
+
+        Always in evaluation mode, whatever mode the module is in.
+        """
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            return self.towers(self.represent(self.hidden(Rows())))
+        finally:
+            if was_training:
+                self.train()

@@ -9,14 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def take(table: Tensor, rows: Tensor | None) -> Tensor:
+def take(table: Tensor, rows: Tensor | None, *, sparse: bool = False) -> Tensor:
     """Return the given rows of a table [n, d], or the table itself for ``None``.
 
     ``embedding`` and not ``index_select``: the same result, but its backward pass runs in parallel (2.5 times faster).
+
+    Args:
+        table: The table.
+        rows: int64 [m].
+        sparse: Give the table a sparse gradient. Only for a parameter, and worth it only for a wide one, of which a
+            dense gradient would be mostly zeros.
     """
     if rows is None:
         return table
-    taken: Tensor = F.embedding(rows, table)
+    taken: Tensor = F.embedding(rows, table, sparse=sparse)
     return taken
 
 
@@ -90,3 +96,17 @@ def margin(users: Tensor, items: Tensor, batch_users: Tensor, positives: Tensor,
     """
     result: Tensor = _Margin.apply(users, items, batch_users, positives, negatives)  # type: ignore[no-untyped-call]
     return result
+
+
+def batch_square_sum(rows: Tensor, positions: Tensor) -> Tensor:
+    """Sum of the squares of ``rows[positions]`` without forming it.
+
+    Args:
+        rows: float32 [n, d], distinct rows.
+        positions: int64 [B], with repetitions.
+
+    Returns:
+        A scalar.
+    """
+    counts = torch.bincount(positions, minlength=rows.shape[0])
+    return torch.dot(rows.square().sum(1), counts.to(rows.dtype))

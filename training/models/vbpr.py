@@ -63,6 +63,7 @@ class VBPR(Recommender):
         self.register_buffer("features", features, persistent=False)
         self.features: Tensor
         d = config.dimension
+        self.site_widths = {"fused": d}
         self.users = nn.Parameter(torch.empty(data.n_users, 2 * d))
         self.items = nn.Parameter(torch.empty(data.n_items, d))
         self.weight = nn.Parameter(torch.empty(d, features.shape[1]))

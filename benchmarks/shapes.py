@@ -39,6 +39,17 @@ SHAPES = {
 }
 
 
+def shape_of(name: str) -> Shape:
+    """Return the shape of a name.
+
+    Raises:
+        ConfigError: There is no shape of that name.
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"no shape '{name}'{nearest(name, SHAPES)}")
+    return SHAPES[name]
+
+
 def synthetic_dataset(name: str, seed: int = 0) -> Dataset:
     """Return a data set of a named shape: Zipf-like item popularity, distinct pairs, Gaussian features.
 
@@ -49,9 +60,7 @@ def synthetic_dataset(name: str, seed: int = 0) -> Dataset:
     Raises:
         ConfigError: There is no shape of that name.
     """
-    if name not in SHAPES:
-        raise ConfigError(f"no shape '{name}'{nearest(name, SHAPES)}")
-    shape = SHAPES[name]
+    shape = shape_of(name)
     generator = np.random.Generator(np.random.PCG64(seed))
     wanted = shape.n_train + 2 * shape.n_held_out
     weights = 1.0 / np.arange(1, shape.n_items + 1) ** 0.6

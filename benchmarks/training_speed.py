@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.reference_loops import reference_for
 from benchmarks.shapes import synthetic_dataset
+from benchmarks.training_profile import profile_steps
 from training.build import build_objective
 from training.common.choices import Preset, Variant
 from training.config import build_config
@@ -21,7 +22,7 @@ from training.device import resolve_device
 from training.epoch import EpochRunner
 
 BLOCK = 10
-"""Steps timed at a stretch before the next arm has its turn."""
+"""Least number of steps timed at a stretch before the next arm has its turn."""
 
 
 class Arm:
@@ -36,7 +37,7 @@ class Arm:
     def __init__(self, epoch: Callable[[int], Iterator[Any]], steps: int, settle: Callable[[], None]) -> None:
         self._epoch = epoch
         self._settle = settle
-        self._blocks = -(-steps // BLOCK)
+        self._blocks = max(1, steps // BLOCK)
         self._current: Iterator[Any] = iter(())
         self.times: list[list[float]] = [[] for _ in range(self._blocks)]
 
@@ -50,7 +51,8 @@ class Arm:
         started = time.perf_counter()
         if block == 0:
             self._current = self._epoch(epoch)
-        for _ in itertools.islice(self._current, BLOCK):
+        # The last block takes what is left besides: no block is shorter than the others.
+        for _ in itertools.islice(self._current, BLOCK if block < self._blocks - 1 else None):
             pass
         self._settle()
         if keep:
@@ -79,6 +81,7 @@ def measure(
     preset: Preset = "paper",
     epochs: int = 8,
     device: str = "cpu",
+    profiled: bool = False,
     on_epoch: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Time the arms over the same synthetic data.
@@ -90,6 +93,7 @@ def measure(
         preset: Its preset.
         epochs: Timed epochs; one more before them warms up.
         device: Where to train.
+        profiled: Also profile some steps without and with DVIB, after the timing.
         on_epoch: Called after each round of epochs.
 
     Returns:
@@ -129,4 +133,5 @@ def measure(
         "ratio_dvib": seconds["dvib"] / seconds["none"],
         "ratio_reference": seconds["reference_loop"] / seconds["none"] if reference is not None else None,
         "block_seconds": {name: arm.times for name, arm in arms.items()},
+        "profile": {"none": profile_steps(plain), "dvib": profile_steps(dvib)} if profiled else None,
     }

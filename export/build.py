@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import faiss
@@ -25,6 +25,7 @@ from training.common.folders import atomic_folder
 from training.data.dataset import Dataset
 from training.evaluation import GroupedItems
 from training.models.base import Recommender
+from training.scaling import Scaling, scalings_of
 
 Stage = Callable[[str], None]
 """Called with the name of each stage as it begins."""
@@ -39,8 +40,16 @@ def full_graph_onnx(model: Recommender) -> bytes:
     return export_onnx(FullGraph(model), [torch.arange(2)], ["users"], "scores")
 
 
-def item_tower_onnx(model: Recommender, modalities: dict[str, int]) -> bytes | None:
-    """Export the tower for unseen items, or return None for a model that cannot place them."""
+def item_tower_onnx(
+    model: Recommender, modalities: dict[str, int], scalings: Mapping[str, Scaling] | None = None
+) -> bytes | None:
+    """Export the tower for unseen items, or return None for a model that cannot place them.
+
+    Args:
+        model: The model.
+        modalities: Name → width of the raw features that the tower takes.
+        scalings: What the tower does to them first.
+    """
     names = tuple(modalities)
     examples = [torch.zeros(2, width) for width in modalities.values()]
     try:
@@ -48,7 +57,7 @@ def item_tower_onnx(model: Recommender, modalities: dict[str, int]) -> bytes | N
             model.encode_items(dict(zip(names, examples, strict=True)))
     except NotImplementedError:
         return None
-    return export_onnx(ItemTower(model, names), examples, names, "vectors")
+    return export_onnx(ItemTower(model, names, scalings), examples, names, "vectors")
 
 
 def _module_scores(graph: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
@@ -175,7 +184,7 @@ def build_bundle(
         on_stage("exporting the towers")
         tower = export_onnx(UserTower(user_vectors), [torch.arange(2)], ["users"], "vectors")
         (folder / bundle.USER_TOWER).write_bytes(tower)
-        item_tower = item_tower_onnx(model, dataset.modalities)
+        item_tower = item_tower_onnx(model, dataset.modalities, scalings_of(dataset, info.config.data))
         if item_tower is not None:
             (folder / bundle.ITEM_TOWER).write_bytes(item_tower)
         on_stage("indexing the items")

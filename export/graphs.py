@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.models.base import Recommender
+from training.scaling import Scaling
 
 
 class FullGraph(nn.Module):
@@ -35,13 +39,34 @@ class UserTower(nn.Module):
 
 
 class ItemTower(nn.Module):
-    """Vectors of items that were not there in training: one float32 [B, F_m] per modality → ``vectors`` [B, D]."""
+    """Vectors of items that were not there in training: one float32 [B, F_m] per modality → ``vectors`` [B, D].
 
-    def __init__(self, model: Recommender, modalities: tuple[str, ...]) -> None:
+    Args:
+        model: The model.
+        modalities: Order of the inputs.
+        scalings: What was done to the features before the model saw them; the tower does it to what it is given, so
+            that it takes raw features.
+    """
+
+    def __init__(
+        self, model: Recommender, modalities: tuple[str, ...], scalings: Mapping[str, Scaling] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.modalities = modalities
+        self._scaled = frozenset(scalings or {})
+        for name, scaling in (scalings or {}).items():
+            self.register_buffer(f"offset_{name}", torch.from_numpy(scaling.offset))
+            self.register_buffer(f"factor_{name}", torch.from_numpy(scaling.factor))
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Embed items from their features, in the order of ``modalities``."""
-        return self.model.encode_items(dict(zip(self.modalities, features, strict=True)))
+        """Embed items from their raw features, in the order of ``modalities``."""
+        return self.model.encode_items(
+            {name: self._scale(name, matrix) for name, matrix in zip(self.modalities, features, strict=True)}
+        )
+
+    def _scale(self, name: str, matrix: Tensor) -> Tensor:
+        if name not in self._scaled:
+            return matrix
+        offset, factor = self.get_buffer(f"offset_{name}"), self.get_buffer(f"factor_{name}")
+        return (matrix - offset) * factor

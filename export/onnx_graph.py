@@ -52,7 +52,21 @@ def export_onnx(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     model: onnx.ModelProto = program.model_proto
+    _settle_casts(model)
     return canonical_bytes(model)
+
+
+def _settle_casts(model: onnx.ModelProto) -> None:
+    """Replace CastLike by Cast to the type it amounts to: ONNX Runtime cannot fold what follows a CastLike."""
+    graph = model.graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    for node in graph.node:
+        if node.op_type == "CastLike" and node.input[1] in types:
+            target = types[node.input.pop(1)]
+            node.op_type = "Cast"
+            node.attribute.append(onnx.helper.make_attribute("to", target))
 
 
 def _dynamic_shapes(module: nn.Module, examples: Sequence[Tensor], batch: object) -> tuple[object, ...]:

@@ -27,6 +27,8 @@ def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
         # PyTorch 2.9 and later deprecate torch.jit in favour of torch.export.
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is not supported", category=DeprecationWarning)
+        # It is the tables' length that models ask for, and tables do not change.
+        warnings.filterwarnings("ignore", message="Using len to get tensor shape", category=Warning)
         traced = torch.jit.trace(module.eval(), (example,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
     _drop_debug_records(path)

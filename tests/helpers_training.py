@@ -102,7 +102,7 @@ def make_config(
 ) -> RunConfig:
     """Make the configuration of a small run; ``overrides`` are ``section.key=value`` and win."""
     small = ["training.batch_size=64", "training.learning_rate=0.01", "training.monitor=recall@10"]
-    small += ["model.dimension=8"] if model == "vbpr" else []
+    small += ["model.dimension=8"]
     return build_config(
         model_name=model, dataset=dataset, variant=variant, preset=preset, overrides=[*small, *overrides]
     )
@@ -120,6 +120,12 @@ def trained(
         if after_epoch is not None:
             after_epoch(objective)
     return objective.eval()
+
+
+def ready(objective: Objective) -> Objective:
+    """Put an objective into the state that its first epoch begins with."""
+    objective.train().model.begin_epoch(1, torch.Generator().manual_seed(0))
+    return objective
 
 
 def whole_batch(objective: Objective, dataset: Dataset, config: RunConfig) -> Batch:

@@ -13,23 +13,31 @@ from training.checkpoint import Checkpoint
 from training.common.errors import CheckpointError
 from training.config import RunConfig
 from training.data.dataset import Dataset
+from training.data.options import DataOptions
 from training.dvib.objective import Objective, make_objective
 from training.models import model_class
 from training.models.base import ModelData, Recommender
 from training.randomness import stream
+from training.scaling import scalings_of
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    # Data set arrays are read-only, and torch has no such tensors.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+def model_data(dataset: Dataset, options: DataOptions | None = None) -> ModelData:
+    """Return what models see of a data set, as CPU tensors.
 
-
-def model_data(dataset: Dataset) -> ModelData:
-    """Return what models see of a data set, as CPU tensors."""
+    Args:
+        dataset: Holds the raw features; a checkpoint keeps these.
+        options: Says how features are scaled; the defaults by default.
+    """
+    scalings = scalings_of(dataset, options or DataOptions())
+    # Data set arrays are read-only, and torch has no such tensors: every matrix is copied, scaled or not.
+    features = {
+        name: scalings[name].apply(matrix) if name in scalings else matrix.copy()
+        for name, matrix in dataset.features.items()
+    }
     return ModelData(
         n_users=dataset.n_users,
         n_items=dataset.n_items,
-        features={name: _tensor(matrix) for name, matrix in dataset.features.items()},
+        features={name: torch.from_numpy(matrix) for name, matrix in features.items()},
         edges=torch.from_numpy(np.stack([dataset.train.users, dataset.train.items])),
     )
 
@@ -37,7 +45,8 @@ def model_data(dataset: Dataset) -> ModelData:
 def build_model(config: RunConfig, dataset: Dataset) -> Recommender:
     """Create a model with its initial values, on the CPU."""
     cls = model_class(config.model_name)
-    return cls(cls.Config.model_validate(config.model), model_data(dataset), stream(config.training.seed, "initial"))
+    data = model_data(dataset, config.data)
+    return cls(cls.Config.model_validate(config.model), data, stream(config.training.seed, "initial"))
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -72,4 +81,5 @@ def load_model(checkpoint: Checkpoint) -> Recommender:
 def build_objective(config: RunConfig, dataset: Dataset) -> Objective:
     """Create a model and the objective that its variant asks for, on the CPU."""
     model = build_model(config, dataset)
-    return make_objective(model, config.dvib, stream(config.training.seed, "net_phi"))
+    training_items = torch.from_numpy(np.unique(dataset.train.items))
+    return make_objective(model, config.dvib, stream(config.training.seed, "net_phi"), training_items)

@@ -20,10 +20,11 @@ from training.common.console import make_app
 from training.common.errors import CheckpointError, ConfigError
 from training.common.folders import write_atomically
 from training.config import build_config
-from training.data.fetch import fetch_default
+from training.data.fetch import DEFAULT_DATASET, fetch_default
 from training.data.load import load_dataset
 from training.device import memory_reported, resolve_device
 from training.evaluation import DEFAULT_KS, METRICS, EvaluationSet, evaluate, evaluate_model, popularity_scorer
+from training.listing import overview, settings
 from training.reporting import ConsoleReporter
 from training.resume import LAST, check_run_folder
 from training.trainer import Trainer
@@ -39,6 +40,14 @@ DataDir = Annotated[
         "--data-dir", envvar="DVIB_DATA", help="Folder that holds DATASET/; without it, ml-100k is fetched and cached."
     ),
 ]
+VariantOption = Annotated[Variant, typer.Option("--dvib", help="Plain, DVIB_c or DVIB_a.")]
+PresetOption = Annotated[
+    Preset,
+    typer.Option(
+        "--preset", help="The published mathematics, tuned on validation data or as it is, or the authors' code's."
+    ),
+]
+DatasetOption = Annotated[str, typer.Option("--dataset", help="Name of the data set.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 
 
@@ -55,26 +64,27 @@ def _configure() -> None:
 def fit(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     model: Annotated[str, typer.Option("--model", help="The recommender.")] = "vbpr",
-    dvib: Annotated[Variant, typer.Option("--dvib", help="Plain, DVIB_c or DVIB_a.")] = "none",
-    preset: Annotated[
-        Preset, typer.Option("--preset", help="The published mathematics, or the authors' code's.")
-    ] = "paper",
-    dataset: Annotated[str, typer.Option("--dataset", help="Name of the data set.")] = "ml-100k",
+    dvib: VariantOption = "none",
+    preset: PresetOption = "tuned",
+    dataset: DatasetOption = DEFAULT_DATASET,
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Most epochs to train.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the run.")] = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or start it.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train anew over an existing run.")] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one key, for example dvib.gamma_d=0.5.")
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set one key, for example dvib.gamma_d=0.5; `list MODEL` shows all."
+        ),
     ] = None,
 ) -> None:
     """Train a model into a checkpoint, with early stopping on validation."""
-    overrides = list(settings or [])
-    overrides += [f"training.epochs={epochs}"] if epochs is not None else []
-    overrides += [f"training.seed={seed}"] if seed is not None else []
-    config = build_config(model_name=model, dataset=dataset, variant=dvib, preset=preset, overrides=overrides)
+    chosen_settings = list(overrides or [])
+    chosen_settings += [f"training.epochs={epochs}"] if epochs is not None else []
+    chosen_settings += [f"training.seed={seed}"] if seed is not None else []
+    config = build_config(model_name=model, dataset=dataset, variant=dvib, preset=preset, overrides=chosen_settings)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     check_run_folder(out)
@@ -132,6 +142,24 @@ def evaluate_command(
             "popularity": scores["popularity"],
         }
         write_atomically(json_file, json.dumps(document, indent=2) + "\n")
+
+
+@app.command(
+    "list",
+    epilog="Examples: `dvib-train list`; `dvib-train list vbpr`; "
+    "`dvib-train list vbpr --dvib adaptive --preset reference --dataset tiktok`",
+)
+def list_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Show this model's settings.", show_default=False)
+    ] = None,
+    dvib: VariantOption = "none",
+    preset: PresetOption = "tuned",
+    dataset: DatasetOption = DEFAULT_DATASET,
+) -> None:
+    """Show models, variants, presets and data sets, or every setting of a MODEL with its meaning and source."""
+    for table in overview() if model is None else [settings(model, dataset, dvib, preset)]:
+        output.print(table)
 
 
 @app.command()

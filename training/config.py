@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -15,8 +14,7 @@ from training.data.options import DataOptions
 from training.dvib.config import DvibConfig
 from training.evaluation import METRICS
 from training.models import model_class
-
-SECTIONS = ("model", "dvib", "training", "data")
+from training.settings import SECTIONS, Setting, layers
 
 
 class TrainingConfig(BaseModel):
@@ -31,6 +29,11 @@ class TrainingConfig(BaseModel):
     monitor: str = Field("recall@20", pattern=rf"^({'|'.join(METRICS)})@[1-9]\d*$", description="validation metric")
     monitor_decimals: int | None = Field(
         None, ge=1, description="round the metric before comparing, as MMRec does (4); null compares exactly"
+    )
+    rank_before_last_step: bool = Field(
+        False,
+        description="validate, store and export the weights before each epoch's last step: what ranking with a result "
+        "cached by the last training batch amounts to",
     )
     seed: int = Field(999, ge=0, description="initial values, batches, negatives and noise (999 is MMRec's)")
 
@@ -49,26 +52,6 @@ class RunConfig(BaseModel):
     data: DataOptions
 
 
-def _preset_document(name: str) -> dict[str, Any]:
-    document = yaml.safe_load((files("training") / "presets" / f"{name}.yaml").read_text("utf-8"))
-    if not isinstance(document, dict):
-        raise ConfigError(f"preset {name} is not a mapping")
-    return document
-
-
-def _sections(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {section: document[section] for section in SECTIONS if section in document}
-
-
-def _layers(document: Mapping[str, Any], model_name: str, dataset: str, variant: str) -> Iterator[Mapping[str, Any]]:
-    """Yield a preset's settings from the general to the particular."""
-    for scope in (document, document.get("datasets", {}).get(dataset, {})):
-        yield _sections(scope)
-        for_model = scope.get("models", {}).get(model_name, {})
-        yield _sections(for_model)
-        yield for_model.get("variants", {}).get(variant, {})
-
-
 def _parse_override(text: str, known: Iterable[str]) -> tuple[str, str, Any]:
     key, separator, value = text.partition("=")
     key = key.strip()
@@ -84,17 +67,42 @@ def _parse_override(text: str, known: Iterable[str]) -> tuple[str, str, Any]:
         raise ConfigError(f"--set {key}: '{value}' is no YAML value") from error
 
 
-def known_keys(model_name: str) -> list[str]:
-    """Return every dotted key that ``--set`` takes for a model."""
-    schemas: dict[str, type[BaseModel]] = {
+def schemas(model_name: str) -> dict[str, type[BaseModel]]:
+    """Return section → the schema of its keys, for a model.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    return {
         "model": model_class(model_name).Config,
         "dvib": DvibConfig,
         "training": TrainingConfig,
         "data": DataOptions,
     }
-    keys = [f"{section}.{name}" for section, schema in schemas.items() for name in schema.model_fields]
+
+
+def known_keys(model_name: str) -> list[str]:
+    """Return every dotted key that ``--set`` takes for a model."""
+    keys = [f"{section}.{name}" for section, schema in schemas(model_name).items() for name in schema.model_fields]
     keys.remove("dvib.variant")  # chosen by --dvib, because presets depend on it
     return keys
+
+
+def preset_settings(model_name: str, dataset: str, variant: Variant, preset: Preset) -> dict[str, dict[str, Setting]]:
+    """Return section → key → what a preset says for this model, data set and variant.
+
+    Raises:
+        ConfigError: An unknown model, or an unknown key in the preset.
+    """
+    keys = known_keys(model_name)
+    sections: dict[str, dict[str, Setting]] = {section: {} for section in SECTIONS}
+    for layer in layers(preset, model_name, dataset, variant):
+        for section, settings in layer.items():
+            unknown = [f"{section}.{name}" for name in settings if f"{section}.{name}" not in keys]
+            if unknown:
+                raise ConfigError(f"preset {preset}: unknown key '{unknown[0]}'{nearest(unknown[0], keys)}")
+            sections[section].update(settings)
+    return sections
 
 
 def build_config(
@@ -106,20 +114,17 @@ def build_config(
         model_name: A key of ``training.models.MODELS``.
         dataset: Name of the data set.
         variant: ``none``, ``constant`` or ``adaptive``.
-        preset: ``paper`` or ``reference``.
+        preset: ``tuned``, ``paper`` or ``reference``.
         overrides: ``section.key=value`` with YAML values.
 
     Raises:
         ConfigError: An unknown model or key (the message names the nearest), or a value out of range.
     """
     keys = known_keys(model_name)
-    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for layer in _layers(_preset_document(preset), model_name, dataset, variant):
-        for section, values in layer.items():
-            unknown = [f"{section}.{name}" for name in values if f"{section}.{name}" not in keys]
-            if unknown:
-                raise ConfigError(f"preset {preset}: unknown key '{unknown[0]}'{nearest(unknown[0], keys)}")
-            sections[section].update(values)
+    sections: dict[str, dict[str, Any]] = {
+        section: {name: setting.value for name, setting in settings.items()}
+        for section, settings in preset_settings(model_name, dataset, variant, preset).items()
+    }
     for text in overrides:
         section, name, value = _parse_override(text, keys)
         sections[section][name] = value
@@ -133,5 +138,8 @@ def build_config(
         )
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":
+            # Two settings that do not go together: the message names both.
+            raise ConfigError(str(first["ctx"]["error"])) from error
         place = ".".join(str(part) for part in (*where, *first["loc"]))
         raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class EpochRunner:
         self.optimiser: torch.optim.Adam = RowAdam(
             [value for _, value in self.named_parameters()], lr=config.training.learning_rate
         )
+        self._ranked: dict[str, Tensor] | None = None
 
     def _prepare_negatives(self, dataset: Dataset) -> None:
         self._sampler = NegativeSampler(self._users, self._items, dataset.n_items)
@@ -83,7 +85,7 @@ class EpochRunner:
         users, positives = self._users[order], self._items[order]
         size = self.config.training.batch_size
         if self._sampler is None:
-            for some_users, some_positives in zip(users.split(size), positives.split(size), strict=True):
+            for some_users, some_positives in zip(torch.split(users, size), torch.split(positives, size), strict=True):
                 yield some_users, some_positives, some_users[:0]
             return
         negatives = self._sampler.draw(users, stream(seed, "negatives", epoch, self.device))
@@ -98,12 +100,33 @@ class EpochRunner:
         seed = self.config.training.seed
         self.objective.model.begin_epoch(epoch, stream(seed, "model", epoch, self.device))
         noise = stream(seed, "noise", epoch, self.device)
-        for users, positives, negatives in self.triples(epoch):
+        for number, (users, positives, negatives) in enumerate(self.triples(epoch), 1):
             result = self.objective.step(self.objective.batch(users, positives, negatives), noise)
             self.optimiser.zero_grad(set_to_none=True)
             result.total.backward()  # type: ignore[no-untyped-call]
+            if self.config.training.rank_before_last_step and number == self.steps:
+                self._ranked = self._weights()
             self.optimiser.step()
             yield len(users) / len(self._users), result
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.objective.state_dict().items()}
+
+    @contextmanager
+    def ranked_weights(self) -> Iterator[None]:
+        """Put the weights in place by which the epoch is judged, and afterwards those that training goes on from.
+
+        They are the same, unless the configuration says ``rank_before_last_step``.
+        """
+        if self._ranked is None:
+            yield
+            return
+        stepped = self._weights()
+        self.objective.load_state_dict(self._ranked)
+        try:
+            yield
+        finally:
+            self.objective.load_state_dict(stepped)
 
     def run(self, epoch: int, on_step: Callable[[], None] | None = None) -> dict[str, float]:
         """Make one pass over the training interactions.

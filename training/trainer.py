@@ -146,20 +146,21 @@ class Trainer:
         means = self.runner.run(epoch, self.reporter.step_done)
         trained = time.perf_counter()
         self.objective.eval()
-        metrics = evaluate_model(self.objective.model, self.valid, self.dataset.n_items, self.ks)
-        entry = {
-            "epoch": float(epoch),
-            "train_seconds": trained - started,
-            "valid_seconds": time.perf_counter() - trained,
-            **{f"loss/{name}": value for name, value in means.items()},
-            **{f"valid/{name}": value for name, value in metrics.items()},
-        }
-        progress.epoch = epoch
-        progress.history.append(entry)
-        improved = progress.stopping.update(metrics[self.config.training.monitor], epoch)
-        if improved:
-            progress.valid = metrics
-            self._save_best({"valid": metrics}, epoch)
+        with self.runner.ranked_weights():
+            metrics = evaluate_model(self.objective.model, self.valid, self.dataset.n_items, self.ks)
+            entry = {
+                "epoch": float(epoch),
+                "train_seconds": trained - started,
+                "valid_seconds": time.perf_counter() - trained,
+                **{f"loss/{name}": value for name, value in means.items()},
+                **{f"valid/{name}": value for name, value in metrics.items()},
+            }
+            progress.epoch = epoch
+            progress.history.append(entry)
+            improved = progress.stopping.update(metrics[self.config.training.monitor], epoch)
+            if improved:
+                progress.valid = metrics
+                self._save_best({"valid": metrics}, epoch)
         self._append_log(entry)
         self.reporter.epoch_done(entry, improved)
 

@@ -11,7 +11,7 @@ from benchmarks.environment import describe_environment, summary
 from benchmarks.ranking_speed import DisagreementError
 from tests.benchmarks.helpers import Bench, read_json
 
-COMMANDS = ("training", "ranking", "quality", "latency")
+COMMANDS = ("training", "ranking", "memory", "latency", "quality", "matrix")
 
 
 def test_training_on_the_small_shape(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,7 +49,7 @@ def test_a_comparison_of_different_things_is_void(
     assert capsys.readouterr().err == "dvib-bench: void: planted\n"
 
 
-@pytest.mark.parametrize("command", ["training", "ranking"])
+@pytest.mark.parametrize("command", ["training", "ranking", "memory"])
 def test_an_unknown_shape_is_one_line(bench: Bench, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert bench(command, "--shape", "smal") == 2
     assert capsys.readouterr().err == "dvib-bench: no shape 'smal'; did you mean 'small'?\n"
@@ -61,6 +61,9 @@ def test_an_unknown_shape_is_one_line(bench: Bench, capsys: pytest.CaptureFixtur
         (("training", "--shape", "small", "--model", "vbrp"), "did you mean 'vbpr'"),
         (("training", "--shape", "small", "--device", "tpu9"), "no device 'tpu9'"),
         (("quality", "--dataset", "none-such"), "no data set 'none-such'"),
+        (("matrix", "--dataset", "none-such"), "no data set 'none-such'"),
+        (("matrix", "--set", "model.dimensions=3", "--model", "vbpr"), "did you mean 'model.dimension'"),
+        (("memory", "--shape", "small", "--model", "bm4"), "did you mean 'bm3'"),
         (("latency", "--baseline", "none-such", "--dvib", "none-such"), "no bundle at none-such"),
     ],
 )

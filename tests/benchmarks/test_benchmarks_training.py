@@ -1,63 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
-import torch
-from torch import Tensor
 
-from benchmarks.reference_loops import PlainVBPR, reference_for
+from benchmarks import training_profile
 from benchmarks.shapes import SHAPES, synthetic_dataset
 from benchmarks.training_speed import BLOCK, Arm, measure
-from tests.helpers_training import CPU, make_config, planted_blocks
-from training.build import build_objective
 from training.common.errors import ConfigError
-from training.epoch import EpochRunner
-from training.models.vbpr import VBPR
-
-
-def make_runner() -> tuple[EpochRunner, PlainVBPR]:
-    """Ours and the reference from the same initial values, in float64: rounding must not hide a difference."""
-    dataset = planted_blocks()
-    config = make_config("none", "model.regularisation=0.3")
-    runner = EpochRunner(build_objective(config, dataset).double(), config, dataset, CPU)
-    reference = reference_for(runner)
-    assert reference is not None
-    return runner, reference
-
-
-def pairs(ours: VBPR, plain: PlainVBPR) -> Iterator[tuple[str, Tensor, Tensor]]:
-    yield "users", ours.users, plain.users
-    yield "items", ours.items, plain.items
-    yield "weight", ours.weight, plain.projection.weight
-    yield "bias", ours.bias, plain.projection.bias
-
-
-def test_the_reference_loop_has_our_loss_and_gradients() -> None:
-    runner, reference = make_runner()
-    triple = next(runner.triples(1))
-    ours = runner.objective.step(runner.objective.batch(*triple), torch.Generator()).total
-    plain = reference.loss(*triple)
-    assert ours.item() == pytest.approx(plain.item(), rel=1e-7)
-    ours.backward()  # type: ignore[no-untyped-call]
-    plain.backward()  # type: ignore[no-untyped-call]
-    for name, left, right in pairs(cast("VBPR", runner.objective.model), reference):
-        assert left.grad is not None
-        assert right.grad is not None
-        assert right.grad.abs().max() > 0, name
-        torch.testing.assert_close(left.grad, right.grad, rtol=1e-5, atol=1e-9, msg=name)
-
-
-def test_the_reference_loop_takes_the_same_course() -> None:
-    runner, reference = make_runner()
-    started = reference.users.detach().clone()
-    for _ in zip(runner.steps_of(1), reference.steps_of(runner.triples(1)), strict=True):
-        pass
-    assert runner.steps > 3
-    assert (reference.users - started).abs().max() > 0.01
-    for name, left, right in pairs(cast("VBPR", runner.objective.model), reference):
-        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-8, msg=name)
+from training.models import MODELS
 
 
 @pytest.mark.parametrize("name", ["small", "baby"])
@@ -95,13 +46,13 @@ def test_an_arm_makes_every_step_once_in_blocks() -> None:
             yield
 
     arm = Arm(epoch, steps, lambda: settled.append(len(done)))
-    assert arm.blocks == 3
+    assert arm.blocks == 2
     for number in (1, 2):
         for block in range(arm.blocks):
             arm.run_block(number, block, keep=number > 1)
     assert done == [(number, step) for number in (1, 2) for step in range(steps)]
-    assert settled == [BLOCK, 2 * BLOCK, steps, steps + BLOCK, steps + 2 * BLOCK, 2 * steps]
-    assert [len(times) for times in arm.times] == [1, 1, 1]
+    assert settled == [BLOCK, steps, steps + BLOCK, 2 * steps]
+    assert [len(times) for times in arm.times] == [1, 1]
 
 
 def test_an_epoch_takes_the_sum_of_its_blocks_medians() -> None:
@@ -110,9 +61,10 @@ def test_an_epoch_takes_the_sum_of_its_blocks_medians() -> None:
     assert arm.seconds_per_epoch() == 6.5
 
 
-def test_all_arms_are_timed() -> None:
+@pytest.mark.parametrize("model", ["vbpr", "bm3", "freedom"])
+def test_all_arms_are_timed(model: str) -> None:
     epochs: list[int] = []
-    result = measure("small", "vbpr", epochs=2, on_epoch=lambda: epochs.append(1))
+    result = measure("small", model, epochs=2, on_epoch=lambda: epochs.append(1))
     assert len(epochs) == 3
     seconds = result["seconds_per_epoch"]
     assert list(seconds) == ["none", "dvib", "reference_loop"]
@@ -121,3 +73,25 @@ def test_all_arms_are_timed() -> None:
     assert result["ratio_reference"] == seconds["reference_loop"] / seconds["none"]
     for times in result["block_seconds"].values():
         assert [len(block) for block in times] == [2] * len(times)
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in {"vbpr", "bm3", "freedom"}])
+def test_the_other_models_have_no_reference_loop(model: str) -> None:
+    result = measure("small", model, epochs=1)
+    assert list(result["seconds_per_epoch"]) == ["none", "dvib"]
+    assert result["ratio_reference"] is None
+
+
+def test_a_profile_says_where_the_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_profile, "STEPS", 2)
+    result = measure("small", "bm3", epochs=1, profiled=True)["profile"]
+    for found in result.values():
+        times = [row["milliseconds"] for row in found["operators"]]
+        assert times == sorted(times, reverse=True)
+        assert found["milliseconds"] == pytest.approx(sum(times))
+    counts = {arm: {row["operator"]: row["calls"] for row in found["operators"]} for arm, found in result.items()}
+    assert counts["none"]["aten::_fused_adam_"] == 1  # one optimiser step per step
+    assert counts["dvib"]["aten::normal_"] > counts["none"].get("aten::normal_", 0)  # the perturbation's noise
+    lines = list(training_profile.report(result))
+    assert len(lines) <= training_profile.TOP + 3
+    assert any(line.startswith("aten::mm") for line in lines)

@@ -4,16 +4,22 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.helpers_training import make_config, planted_blocks, trained, write_mmrec
 from training.checkpoint import INFO, MODEL, load_checkpoint
 from training.cli import app
 from training.common import console
+from training.common.choices import Preset, Variant
+from training.config import TrainingConfig, build_config, known_keys
 from training.data.dataset import Split
 from training.evaluation import EvaluationSet, evaluate, evaluate_model, popularity_scorer
+from training.listing import described
+from training.models import MODELS
 from training.trainer import Trainer
 
 DATASET = planted_blocks()
@@ -246,3 +252,71 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     assert "evaluate" in out + err
     assert "see dvib-train --help" not in err
+
+
+def listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    monkeypatch.setattr("training.cli.output", Console(width=400))
+    assert command("list", *arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def rows_of(shown: str) -> dict[str, list[str]]:
+    """Return first cell → the other cells, for every row of the tables shown."""
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if "│" in line]
+    return {first: others for first, *others in cells}
+
+
+def test_list_shows_what_there_is_to_choose_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(listed(capsys, monkeypatch))
+    assert set(rows) >= {*MODELS, *get_args(Variant), *get_args(Preset), "ml-100k", "tiktok"}
+    assert rows["vbpr"][1:] == ["He and McAuley, AAAI 2016", "128", "yes"]
+    assert {name: rows[name][2] for name in ("mmgcn", "grcn", "selfcf", "layergcn", "bm3")} == {
+        "mmgcn": "64",
+        "grcn": "192",
+        "selfcf": "128",
+        "layergcn": "64",
+        "bm3": "64",
+    }  # spec §5
+    assert {name for name in MODELS if rows[name][3] == "no"} == {"selfcf", "layergcn"}
+    for name in MODELS:
+        what, paper = described(name)
+        assert what, name
+        assert paper, name
+    assert "fetched" in rows["ml-100k"][0]
+    assert "tuned (vbpr)" in rows["ml-100k"][1]
+
+
+def test_list_shows_every_setting_with_its_value_meaning_and_source(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(listed(capsys, monkeypatch, "vbpr"))
+    config = build_config(model_name="vbpr", dataset="ml-100k", preset="tuned")
+    assert list(rows) == known_keys("vbpr")
+    assert rows["model.regularisation"][0] == "1.5" == str(config.model["regularisation"])
+    assert "validation" in rows["model.regularisation"][2]
+    assert rows["training.learning_rate"][0] == "0.002"
+    assert rows["data.min_rating"][0] == "4.0"
+    assert rows["training.seed"] == ["999", TrainingConfig.model_fields["seed"].description, "default"]
+    assert rows["dvib.net_phi_hidden"][0] == "[32, 32]"
+    assert rows["dvib.perturbed_terms"][0] == "null"
+    assert all(meaning for _, meaning, _ in rows.values())
+    reference = rows_of(
+        listed(capsys, monkeypatch, "bm3", "--preset", "reference", "--dvib", "adaptive", "--dataset", "x")
+    )
+    assert reference["dvib.perturbed_terms"][0] == '["modalities"]'
+    assert (reference["model.id_noise"][0], reference["data.min_rating"][0]) == ("0.01", "null")
+
+
+def test_list_refuses_an_unknown_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("list", "vbrp") == 2
+    assert "no model 'vbrp'; did you mean 'vbpr'?" in one_line(capsys)
+
+
+def test_fit_takes_the_tuned_preset_unless_told_otherwise(data_dir: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path / "run", data_dir, "--epochs", 1, "--set", "data.feature_scaling=global") == 0
+    config = load_checkpoint(tmp_path / "run").info.config
+    assert (config.preset, config.data.feature_scaling) == ("tuned", "global")

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
-from training import config as module
+from training import settings as module
 from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError
 from training.config import RunConfig, TrainingConfig, build_config, known_keys
 from training.data.options import DataOptions
 from training.dvib.config import DvibConfig
 from training.models import MODELS, model_class
+from training.settings import preset_document
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -32,27 +34,85 @@ def test_every_combination_builds_and_survives_json(model_name: str, preset: Pre
     assert set(built.model) == set(model_class(model_name).Config.model_fields)
 
 
-def test_the_paper_preset_says_what_the_schemas_default_to() -> None:
-    document = module._preset_document("paper")
-    for section, defaults in (("dvib", DvibConfig.model_validate({})), ("training", TrainingConfig.model_validate({}))):
-        known = defaults.model_dump()
-        for name, value in document[section].items():
-            assert (section, name, tuple(value) if isinstance(value, list) else value) == (section, name, known[name])
-    model = model_class("vbpr").Config().model_dump()
-    assert document["models"]["vbpr"]["model"].items() <= model.items()
+def leaves(document: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place and content of everything in a preset's file that holds a value, however it is written."""
+    for key, value in document.items():
+        inner = f"{place}.{key}"
+        if isinstance(value, dict) and not {"value", "source"} & value.keys():
+            yield from leaves(value, inner)
+        elif inner != ".extends":
+            yield inner, value
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_names_known_keys_only_and_spells_out_the_method(preset: Preset) -> None:
-    document = module._preset_document(preset)
-    schemas: dict[str, type[BaseModel]] = {"dvib": DvibConfig, "training": TrainingConfig, "data": DataOptions}
-    assert set(document) <= {*schemas, "models", "datasets"}
-    for section, schema in schemas.items():
-        assert set(document.get(section, {})) <= set(schema.model_fields)
-    for name, settings in document["models"].items():
-        assert set(settings["model"]) <= set(model_class(name).Config.model_fields)
+def test_every_value_of_a_preset_has_a_source(preset: Preset) -> None:
+    found = list(leaves(preset_document(preset)))
+    assert len(found) > 5
+    for place, leaf in found:
+        assert set(leaf) == {"value", "source"}, place
+        assert isinstance(leaf["source"], str), place
+        assert len(leaf["source"]) >= 4, place
+
+
+def scopes(preset: Preset) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Yield every mapping of sections in a preset's file, with the model that it is about."""
+    document = preset_document(preset)
+    for scope in (document, *document.get("datasets", {}).values()):
+        yield None, scope
+        for name, of_model in scope.get("models", {}).items():
+            yield name, of_model
+            for variant, settings in of_model.get("variants", {}).items():
+                assert variant in VARIANTS
+                yield name, settings
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_names_known_keys_only(preset: Preset) -> None:
+    document = preset_document(preset)
+    general: dict[str, type[BaseModel]] = {"dvib": DvibConfig, "training": TrainingConfig, "data": DataOptions}
+    assert set(document) <= {*general, "models", "datasets", "extends"}
+    for name, scope in scopes(preset):
+        schemas = general if name is None else {**general, "model": model_class(name).Config}
+        assert set(scope) <= {*schemas, "models", "variants", "datasets", "extends"}
+        for section, schema in schemas.items():
+            assert set(scope.get(section, {})) <= set(schema.model_fields), (name, section)
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+def test_a_preset_spells_out_the_method(preset: Preset) -> None:
+    document = preset_document(preset)
     unsaid = set(DvibConfig.model_fields) - set(document["dvib"]) - {"variant"}
-    assert unsaid <= ({"phi_is"} if document["dvib"]["regulariser"] == "kl_std" else set())
+    assert unsaid <= ({"phi_is"} if document["dvib"]["regulariser"]["value"] == "kl_std" else set())
+    assert set(document["models"]) == set(MODELS)
+
+
+def test_the_paper_preset_says_what_the_schemas_default_to() -> None:
+    def plain(value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    document = preset_document("paper")
+    for section, defaults in (("dvib", DvibConfig.model_validate({})), ("training", TrainingConfig.model_validate({}))):
+        known = defaults.model_dump()
+        for name, leaf in document[section].items():
+            assert (section, name, plain(leaf["value"])) == (section, name, known[name])
+    for model_name, scope in document["models"].items():
+        known = model_class(model_name).Config().model_dump()
+        for name, leaf in scope["model"].items():
+            assert (model_name, name, plain(leaf["value"])) == (model_name, name, known[name])
+
+
+def test_tuned_says_what_paper_says_where_nothing_was_tuned() -> None:
+    for name in MODELS:
+        for variant in VARIANTS:
+            tuned, paper = (
+                build(model_name=name, variant=variant, preset=preset, dataset="unheard-of")
+                for preset in ("tuned", "paper")
+            )
+            assert tuned.model_copy(update={"preset": "paper"}) == paper
+    # And what it does say wins over everything of the paper's, however particular.
+    assert build(preset="tuned", dataset="ml-100k").model["regularisation"] == 1.5
+    assert build(preset="paper", dataset="ml-100k").model["regularisation"] == 0.01
+    assert {build(preset=preset, dataset="ml-100k").data.min_rating for preset in PRESETS} == {4.0}
 
 
 def test_the_reference_preset_differs_as_specified() -> None:
@@ -61,6 +121,29 @@ def test_the_reference_preset_differs_as_specified() -> None:
     assert (dvib.regulariser, dvib.prior, dvib.gamma_r, dvib.decay_both) == ("kl_std", 0.5, 0.001, True)
     training = build(preset="reference").training
     assert (training.monitor_decimals, training.patience) == (4, 21)
+    assert (dvib.candidates, dvib.perturbed_terms, dvib.entropy, dvib.noise) == ("all", None, 0.0, "gaussian")
+
+
+def test_the_reference_preset_has_the_authors_places_and_flaws_per_model() -> None:
+    def reference(model_name: str, variant: Variant = "adaptive") -> RunConfig:
+        return build(model_name=model_name, variant=variant, preset="reference")
+
+    mmgcn, grcn = reference("mmgcn"), reference("grcn")
+    assert (mmgcn.model["inject_at"], mmgcn.model["train_tables"], grcn.model["routing"]) == ("input", False, "none")
+    assert mmgcn.training.rank_before_last_step
+    assert grcn.training.rank_before_last_step
+    assert not reference("vbpr").training.rank_before_last_step
+    sites = [reference("grcn", variant).model["inject_at"] for variant in ("constant", "adaptive")]
+    assert sites == ["edges", "content"]
+    assert reference("freedom").model["inject_at"] == "projected"
+    for name in ("freedom", "bm3"):
+        dvib = reference(name).dvib
+        assert (dvib.distil_on, dvib.perturbed_terms) == ("features", ("modalities",))
+    dead, alive = reference("bm3", "constant"), reference("bm3")
+    assert (dead.dvib.mix, dead.dvib.gamma_d, dead.model["id_noise"]) == ("add", 0.0, 0.0)
+    assert (alive.dvib.mix, alive.dvib.gamma_d, alive.model["id_noise"]) == ("convex", 0.1, 0.01)
+    assert (alive.dvib.net_phi, alive.dvib.decay_both) == ("shared", False)
+    assert {reference(name).dvib.distil_on for name in ("selfcf", "layergcn")} == {"features"}
 
 
 @pytest.mark.parametrize(
@@ -87,12 +170,39 @@ def test_the_reference_preset_differs_as_specified() -> None:
         ("model.dimension=0", r"model\.dimension: .*greater than or equal to 1, got 0"),
         ("model.regularisation=x", r"model\.regularisation: .*'x'"),
         ("data.split=alphabetical", r"data\.split: "),
+        (
+            "data.feature_scaling=l2",
+            r"data\.feature_scaling: .*'none', 'global' or 'per_dimension'.*'l2'",
+        ),
+        ("dvib.divergence=kl", r"dvib\.divergence: .*'js', 'kl_forward', 'kl_reverse' or 'ref_entropy'.*'kl'"),
+        ("dvib.perturbed_terms=[]", r"dvib\.perturbed_terms: .*at least 1"),
+        ("dvib.entropy=-1", r"dvib\.entropy: "),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build(override)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("dvib.noise=dropout", "dvib.sigma=1.5"), r"^dvib\.noise=dropout takes dvib\.sigma for a rate.*got 1\.5"),
+        (("dvib.rows=all", "dvib.sampled_items=5"), r"^dvib\.sampled_items=5 adds nothing to dvib\.rows=all"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_both_named(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(*overrides, variant="constant")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 150
+
+
+def test_a_rate_above_one_matters_to_constant_dropout_only() -> None:
+    assert build("dvib.noise=dropout", "dvib.sigma=1", variant="constant").dvib.sigma == 1
+    assert build("dvib.noise=dropout", "dvib.sigma=2", variant="adaptive").dvib.sigma == 2
+    assert build("dvib.noise=uniform", "dvib.sigma=2", variant="constant").dvib.sigma == 2
 
 
 def test_an_unknown_model_names_the_nearest() -> None:
@@ -117,6 +227,9 @@ def test_an_unknown_model_names_the_nearest() -> None:
         ("data.min_rating=4", 4.0),
         ("data.min_rating=~", None),
         ("model.regularisation=1e-4", 1e-4),
+        ("data.feature_scaling=global", "global"),
+        ("dvib.perturbed_terms=[bpr]", ("bpr",)),
+        ("dvib.perturbed_terms=null", None),
     ],
 )
 def test_overrides_are_yaml_values(override: str, value: object) -> None:
@@ -139,11 +252,11 @@ def test_particular_settings_win_over_general_ones(monkeypatch: pytest.MonkeyPat
     keys = [("dvib", name) for name in ("sigma", "gamma_0", "gamma_d", "gamma_r", "prior")]
     keys += [("training", "seed"), ("training", "patience")]
 
-    def settings(level: int, scale: int = 1) -> dict[str, dict[str, int]]:
+    def settings(level: int, scale: int = 1) -> dict[str, dict[str, Any]]:
         """Each level sets its own key and those of all levels after it, so that the order is seen."""
-        result: dict[str, dict[str, int]] = {"dvib": {}, "training": {}}
+        result: dict[str, dict[str, Any]] = {"dvib": {}, "training": {}}
         for section, name in keys[level - 1 :]:
-            result[section][name] = scale * level
+            result[section][name] = {"value": scale * level, "source": f"level {level}"}
         return result
 
     def of_model(level: int) -> dict[str, Any]:
@@ -155,17 +268,31 @@ def test_particular_settings_win_over_general_ones(monkeypatch: pytest.MonkeyPat
         "models": of_model(2),
         "datasets": {"toy": {**settings(4), "models": of_model(5)}, "elsewhere": settings(1, 99)},
     }
-    monkeypatch.setattr(module, "_preset_document", lambda _: document)
+    monkeypatch.setattr(module, "preset_document", lambda _: document)
     built = build("training.patience=7", variant="constant")
     assert [getattr(getattr(built, section), name) for section, name in keys] == [1, 2, 3, 4, 5, 6, 7]
     assert build("training.patience=7", variant="constant", dataset="unheard-of").training.seed == 3
     assert build("training.patience=7", variant="none").training.seed == 5
+    # What a file extends comes before all of it: its general settings win over particular ones of the other's.
+    extending = {"extends": "base", "training": {"seed": {"value": 42, "source": "extending"}}}
+    monkeypatch.setattr(module, "preset_document", lambda name: document if name == "base" else extending)
+    assert build(variant="constant").training.seed == 42
+    assert [getattr(build(variant="constant").dvib, name) for _, name in keys[:5]] == [1, 2, 3, 4, 5]
 
 
 def test_a_preset_with_an_unknown_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_preset_document", lambda _: {"dvib": {"gamma_x": 1}})
+    leaf = {"value": 1, "source": "nowhere"}
+    monkeypatch.setattr(module, "preset_document", lambda _: {"dvib": {"gamma_x": leaf}})
     with pytest.raises(ConfigError, match=r"preset paper: unknown key 'dvib\.gamma_x'; did you mean 'dvib\.gamma_"):
         build()
+
+
+def test_a_preset_with_a_value_without_a_source_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for leaf in (1, {"value": 1}, {"source": "nowhere"}, {"value": 1, "source": None}):
+        document = {"dvib": {"gamma_d": leaf}}
+        monkeypatch.setattr(module, "preset_document", lambda _, document=document: document)
+        with pytest.raises(ConfigError, match=r"preset paper: dvib\.gamma_d: wanted \{value: \.\.\., source"):
+            build()
 
 
 def test_known_keys_cover_all_sections() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.dvib.divergence import jensen_shannon, ref_entropy
+from training.dvib.divergence import jensen_shannon, kl_forward, kl_reverse, missing_entropy, ref_entropy
 
 LOG_2 = math.log(2)
 
@@ -141,3 +142,71 @@ def test_ref_entropy_gradient() -> None:
     clean = logits(3, 5, dtype=torch.float64).requires_grad_()
     perturbed = logits(3, 5, seed=1, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(ref_entropy, (clean, perturbed))
+
+
+def reference_kl(first: Tensor, second: Tensor) -> Tensor:
+    """KL(first ‖ second) of the softmax distributions, by torch's own KL in float64."""
+    log_p, log_q = first.double().log_softmax(-1), second.double().log_softmax(-1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+@pytest.mark.parametrize("noise", [1e-3, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_both_kls_equal_torchs(scale: float, noise: float) -> None:
+    clean = logits(40, 200, scale)
+    perturbed = clean + logits(40, 200, noise, seed=1)
+    forward, reverse = reference_kl(clean, perturbed), reference_kl(perturbed, clean)
+    if noise >= 0.1:
+        assert not torch.allclose(forward, reverse, rtol=1e-2)  # the two directions are told apart
+    for found, expected in ((kl_forward, forward), (kl_reverse, reverse)):
+        assert torch.allclose(found(clean, perturbed).double(), expected, rtol=2e-3, atol=2e-8)
+        exact = found(clean.double(), perturbed.double())
+        assert torch.allclose(exact, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_kl_by_hand() -> None:
+    clean, perturbed = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert kl_forward(clean, perturbed).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert kl_reverse(clean, perturbed).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0, 1e3])
+def test_kl_is_exactly_zero_for_equal_logits(scale: float) -> None:
+    clean = logits(50, 300, scale)
+    assert bool((kl_forward(clean, clean.clone()) == 0).all())
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.floats(-1e3, 1e3, width=32)), min_size=1, max_size=12))
+def test_kl_is_finite_and_not_negative(pairs: list[tuple[float, float]]) -> None:
+    clean, perturbed = torch.tensor(pairs).T.unsqueeze(1).unbind(0)
+    clean, perturbed = clean.requires_grad_(), perturbed.requires_grad_()
+    value = kl_forward(clean, perturbed)
+    assert value.item() >= -1e-6
+    assert value.item() == pytest.approx(reference_kl(clean, perturbed).item(), rel=1e-4, abs=1e-4)
+    value.sum().backward()  # type: ignore[no-untyped-call]
+    for leaf in (clean, perturbed):
+        assert leaf.grad is not None
+        assert bool(leaf.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+@pytest.mark.parametrize("divergence", [kl_forward, kl_reverse])
+def test_kl_gradient(divergence: Callable[[Tensor, Tensor], Tensor], scale: float) -> None:
+    clean = logits(3, 6, scale, dtype=torch.float64).requires_grad_()
+    perturbed = logits(3, 6, scale, seed=1, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(divergence, (clean, perturbed))
+
+
+def test_missing_entropy_is_zero_for_equal_scores_and_log_n_for_a_single_choice() -> None:
+    assert missing_entropy(torch.full((2, 50), 3.0)).tolist() == pytest.approx([0, 0], abs=1e-6)
+    peaked = torch.zeros(1, 50)
+    peaked[0, 7] = 1e4
+    assert missing_entropy(peaked).item() == pytest.approx(math.log(50))
+
+
+def test_missing_entropy_is_torchs_entropy_below_log_n() -> None:
+    scores = logits(30, 400)
+    expected = math.log(400) - torch.special.entr(scores.double().softmax(1)).sum(1)
+    assert torch.allclose(missing_entropy(scores).double(), expected, rtol=1e-5, atol=1e-6)
+    # It is what the authors' term amounts to without noise (spec §4.1: close to log n - H).
+    assert torch.allclose(ref_entropy(scores, scores), missing_entropy(scores), rtol=0.02)

@@ -11,7 +11,7 @@ from training.build import build_model, build_objective
 from training.common.choices import Variant
 from training.dvib import objective as module
 from training.dvib.objective import Objective, PlainObjective
-from training.dvib.perturbation import NetPhi, perturb
+from training.dvib.perturbation import NetPhi, Noise, perturb
 from training.epoch import EpochRunner
 from training.evaluation import EvaluationSet, evaluate_model
 from training.randomness import stream
@@ -32,8 +32,8 @@ def spy_on(monkeypatch: pytest.MonkeyPatch) -> Spies:
     spies = Spies([], [])
     original_phi = NetPhi.__call__
 
-    def noise(hidden: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
-        perturbed = perturb(hidden, scale, generator)
+    def noise(hidden: Tensor, scale: Tensor, generator: torch.Generator, kind: Noise) -> Tensor:
+        perturbed = perturb(hidden, scale, generator, kind)
         spies.noises.append((perturbed - hidden).detach())
         return perturbed
 
@@ -158,7 +158,7 @@ def test_the_optimiser_holds_model_and_net_phi_and_net_phi_learns() -> None:
     assert optimised == {id(value) for value in objective.parameters()}
     before = {name: value.detach().clone() for name, value in objective.own_parameters().items()}
     assert before
-    assert all(name.startswith("net_phi.fused.") for name in before)
+    assert all(name.startswith("net_phi.at_fused.") for name in before)
     runner.run(1)
     assert all(not torch.equal(value, before[name]) for name, value in objective.own_parameters().items())
 

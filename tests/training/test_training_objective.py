@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from torch.nn import functional as F
 from tests.helpers_training import make_config, planted_blocks
 from training.build import build_objective
 from training.common.choices import Preset, Variant
+from training.common.errors import ConfigError
 from training.config import RunConfig
-from training.dvib import objective as module
+from training.data.dataset import Dataset, Interactions
+from training.dvib import distillation as module
+from training.dvib import objective as objective_module
 from training.dvib.divergence import jensen_shannon
 from training.dvib.objective import DvibObjective, Objective, StepLoss
 from training.dvib.perturbation import NetPhi
+from training.models.base import Batch
 from training.models.vbpr import VBPR
 
 DATASET = planted_blocks(n_users=12, n_items=40)
@@ -38,6 +43,7 @@ def draw_triples(n: int = 30) -> Triples:
 
 def step(objective: Objective, triples: Triples, seed: int = 11) -> StepLoss:
     batch = objective.batch(triples.users, triples.positives, triples.negatives)
+    objective.model.begin_epoch(1, torch.Generator().manual_seed(0))
     return objective.step(batch, torch.Generator().manual_seed(seed))
 
 
@@ -64,6 +70,15 @@ def entropy_like(clean: Tensor, noisy: Tensor) -> Tensor:
     return 0.5 * (parts[0] + parts[1])
 
 
+def kl(first: Tensor, second: Tensor) -> Tensor:
+    return F.kl_div(second.log_softmax(1), first.log_softmax(1), reduction="none", log_target=True).sum(1).mean()
+
+
+def entropy_term(scores: Tensor) -> Tensor:
+    p = scores.softmax(1)
+    return (torch.log(torch.tensor(float(scores.shape[1]))) + (p * p.log()).sum(1)).mean()
+
+
 def emb_loss(config: RunConfig, parts: tuple[Tensor, ...]) -> Tensor:
     norms = sum((torch.norm(part) for part in parts), torch.zeros(()))
     return float(config.model["regularisation"]) * norms / len(parts[0])
@@ -78,7 +93,7 @@ def naive_total(objective: DvibObjective, config: RunConfig, triples: Triples, s
         rows = torch.unique(torch.cat([triples.positives, triples.negatives]))
     hidden = projected[rows]
     if dvib.variant == "adaptive":
-        phi = cast("NetPhi", objective.net_phi["fused"])(hidden)
+        phi = cast("NetPhi", next(iter(objective.net_phi.values())))(hidden)
     else:
         phi = torch.full((len(rows), 1), dvib.sigma)
     noise = torch.empty_like(hidden).normal_(generator=torch.Generator().manual_seed(seed))
@@ -96,7 +111,12 @@ def naive_total(objective: DvibObjective, config: RunConfig, triples: Triples, s
     clean, noisy = one_pass(hidden), one_pass(hidden + phi * noise)
     general = clean[0] + clean[1]
     general_noisy = noisy[0] + noisy[1] if dvib.decay_both else noisy[0]
-    divergence = js if dvib.divergence == "js" else entropy_like
+    divergence: Callable[[Tensor, Tensor], Tensor] = {
+        "js": js,
+        "ref_entropy": entropy_like,
+        "kl_forward": kl,
+        "kl_reverse": lambda p, q: kl(q, p),
+    }[dvib.divergence]
     if dvib.distil_on == "features":
         distillation = divergence(clean[2], noisy[2])
     else:
@@ -114,6 +134,8 @@ def naive_total(objective: DvibObjective, config: RunConfig, triples: Triples, s
             deviation = phi if dvib.phi_is == "std" else phi.sqrt()
             regulariser = kl_divergence(Normal(hidden, deviation), Normal(0.0, a.sqrt())).mean()
         total = total + dvib.gamma_r * regulariser
+    if dvib.entropy:
+        total = total + dvib.entropy * entropy_term(model.users[triples.users] @ clean[2].T)
     return total
 
 
@@ -128,6 +150,10 @@ CASES: list[tuple[Preset, tuple[str, ...]]] = [
     ("reference", ("dvib.divergence=js", "dvib.rows=batch", "dvib.prior=0.2")),
     ("reference", ("dvib.distil_on=features", "dvib.decay_both=false", "dvib.mix=add")),
     ("paper", ("dvib.gamma_0=0", "dvib.gamma_d=0", "dvib.gamma_r=0")),
+    ("paper", ("dvib.divergence=kl_forward",)),
+    ("paper", ("dvib.divergence=kl_reverse", "dvib.distil_on=scores", "dvib.net_phi=shared")),
+    ("paper", ("dvib.entropy=0.3", "dvib.gamma_0=0")),
+    ("reference", ("dvib.entropy=0.3", "dvib.gamma_d=0")),
 ]
 
 
@@ -204,13 +230,13 @@ def test_blocks_of_scores_equal_one_block(monkeypatch: pytest.MonkeyPatch, diver
     objective, triples = build_objective(make_config("adaptive", *overrides), DATASET), draw_triples()
     whole = step(objective, triples)
     calls: list[tuple[int, ...]] = []
-    original = module._DIVERGENCES[divergence]
+    original = module.DIVERGENCES[divergence]
 
     def spy(clean: Tensor, perturbed: Tensor) -> Tensor:
         calls.append(tuple(clean.shape))
         return original(clean, perturbed)
 
-    monkeypatch.setitem(module._DIVERGENCES, divergence, spy)
+    monkeypatch.setitem(module.DIVERGENCES, divergence, spy)
     monkeypatch.setattr(module, "_SCORE_BLOCK", 2 * 40)
     parts = step(objective, triples)
     assert calls == [(2, 40), (2, 40), (1, 40)]  # the five distinct users of the batch, two at a time
@@ -229,6 +255,167 @@ def test_features_distil_only_the_side_that_is_perturbed(monkeypatch: pytest.Mon
         seen.append(tuple(clean.shape))
         return jensen_shannon(clean, perturbed)
 
-    monkeypatch.setitem(module._DIVERGENCES, "js", spy)
+    monkeypatch.setitem(module.DIVERGENCES, "js", spy)
     step(objective, triples)
     assert seen == [(len(torch.unique(torch.cat([triples.positives, triples.negatives]))), 16)]
+
+
+# --- Candidates, entropy and the terms of the perturbed pass ---
+
+
+def cold(*, n_cold: int) -> tuple[Dataset, list[int]]:
+    """The data set without the training interactions of its last items, and the items that are left in training."""
+    train = DATASET.train
+    keep = train.items < 40 - n_cold
+    part = Interactions(train.users[keep].copy(), train.items[keep].copy())
+    return replace(DATASET, splits={**DATASET.splits, "train": part}), sorted(set(part.items.tolist()))
+
+
+@pytest.mark.parametrize("variant", ["none", "adaptive"])
+@pytest.mark.parametrize("candidates", ["training", "all"])
+def test_candidates_are_the_items_of_training_or_all(variant: Variant, candidates: str) -> None:
+    dataset, left = cold(n_cold=9)
+    assert len(left) <= 31
+    config = make_config(
+        variant, "dvib.rows=all", "dvib.distil_on=scores", "dvib.entropy=0.5", f"dvib.candidates={candidates}"
+    )
+    objective = build_objective(config, dataset)
+    triples = draw_triples()
+    triples = Triples(triples.users, torch.tensor(left)[triples.positives % 31], triples.negatives % 31)
+    result = step(objective, triples)
+    with torch.no_grad():
+        users, items = objective.model.vectors()
+    among = left if candidates == "training" else list(range(40))
+    expected = entropy_term(users[triples.users] @ items[among].T)
+    assert result.terms["entropy"].item() == pytest.approx(expected.item(), rel=1e-4)
+    grads = gradients(result.total, objective)["model.items"]
+    untouched = [bool((grads[item] == 0).all()) for item in range(31, 40)]
+    # The id half of a cold item is moved by nothing but a softmax that it stands in.
+    assert all(untouched) if candidates == "training" else not any(untouched)
+
+
+def test_the_entropy_of_a_plain_model_needs_no_second_pass_and_costs_nothing_at_weight_zero() -> None:
+    triples = draw_triples()
+    plain = step(build_objective(make_config("none"), DATASET), triples)
+    with_term = step(build_objective(make_config("none", "dvib.entropy=0.3"), DATASET), triples)
+    assert "entropy" not in plain.terms
+    assert set(with_term.terms) == {*plain.terms, "entropy"}
+    expected = plain.total.item() + 0.3 * with_term.terms["entropy"].item()
+    assert with_term.total.item() == pytest.approx(expected, rel=1e-6)
+    assert with_term.terms["entropy"].item() > 0
+
+
+def test_a_step_down_the_entropy_term_flattens_the_scores() -> None:
+    objective, triples = build_objective(make_config("none", "dvib.entropy=1"), DATASET), draw_triples()
+    batch = objective.batch(triples.users, triples.positives, triples.negatives)
+
+    def value() -> Tensor:
+        return objective.entropy(objective.model.represent(objective.model.hidden(batch.rows)), batch)
+
+    before = value()
+    for parameter, grad in zip(
+        objective.parameters(), torch.autograd.grad(before, list(objective.parameters())), strict=True
+    ):
+        parameter.data -= grad
+    assert value() < before
+
+
+@pytest.mark.parametrize("variant", ["none", "constant"])
+def test_sampled_items_widen_the_softmax_and_leave_the_triples_alone(
+    monkeypatch: pytest.MonkeyPatch, variant: Variant
+) -> None:
+    dataset, left = cold(n_cold=9)
+    widths: list[int] = []
+    original = module.over_scores
+
+    def spy(function: Any, passes: Any, weights: Tensor) -> Tensor:
+        widths.append(len(passes[0][1]))
+        return original(function, passes, weights)
+
+    monkeypatch.setattr(objective_module, "over_scores", spy)
+    few = Triples(torch.tensor([0, 1, 0]), torch.tensor([3, 8, 5]), torch.tensor([8, 1, 3]))
+    results = []
+    for sampled in (0, 500):
+        config = make_config(variant, "dvib.entropy=0.5", "dvib.sigma=0", f"dvib.sampled_items={sampled}")
+        results.append(step(build_objective(config, dataset), few))
+    assert widths == [4, len(left)]  # five hundred draws meet every training item, and no other
+    for name in ("bpr", "decay"):
+        assert results[0].terms[name].item() == pytest.approx(results[1].terms[name].item(), rel=1e-5)
+    assert results[0].terms["entropy"].item() != results[1].terms["entropy"].item()
+
+
+def test_sampled_items_are_drawn_from_the_noise_generator_anew() -> None:
+    batch = Batch.of(torch.tensor([0]), torch.tensor([2]), torch.tensor([7]))
+    pool, generator = torch.arange(10, 1000), torch.Generator().manual_seed(0)
+    state = torch.get_rng_state()
+    first, second = (module.with_sampled_items(batch, pool, 20, generator) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.rows.items is not None
+    assert second.rows.items is not None
+    assert not torch.equal(first.rows.items, second.rows.items)
+    assert [first.rows.items[first.positives].item(), first.rows.items[first.negatives].item()] == [2, 7]
+
+
+def test_the_perturbed_pass_counts_the_named_terms_only() -> None:
+    triples = draw_triples()
+    terms = step(
+        build_objective(make_config("constant", *STRONG, "dvib.perturbed_terms=[bpr]"), DATASET), triples
+    ).terms
+    assert terms["general_perturbed"].item() == pytest.approx(
+        step(build_objective(make_config("constant", *STRONG), DATASET), triples).terms["general_perturbed"].item()
+    )
+    objective = build_objective(make_config("constant", "dvib.perturbed_terms=[bpr]"), DATASET)
+    loss = objective.model.loss
+    objective.model.loss = lambda *a: {**loss(*a), "more": torch.tensor(5.0)}  # type: ignore[method-assign]
+    terms = step(objective, triples).terms
+    assert terms["more"].item() == 5
+    assert terms["general_perturbed"].item() == pytest.approx(terms["bpr"].item(), rel=0.1)
+    wrong = build_objective(make_config("constant", "dvib.perturbed_terms=[bpl]"), DATASET)
+    with pytest.raises(ConfigError, match=r"dvib\.perturbed_terms: .*no loss term 'bpl'; did you mean 'bpr'\?"):
+        step(wrong, triples)
+
+
+def test_a_perturbation_that_reaches_nothing_compared_is_refused_or_logged_as_zero() -> None:
+    # BM3's places are the projections of its modalities; its users and items are the same tensors in both passes.
+    triples = draw_triples()
+    triples = Triples(triples.users, triples.positives, triples.negatives[:0])
+    message = r"perturbation \(of image, text\) reaches nothing that dvib\.distil_on=scores compares; .*gamma_d=0"
+    with pytest.raises(ConfigError, match=message):
+        step(build_objective(make_config("constant", "dvib.distil_on=scores", model="bm3"), DATASET), triples)
+    dead = make_config("constant", "dvib.distil_on=scores", "dvib.gamma_d=0", model="bm3")
+    terms = step(build_objective(dead, DATASET), triples).terms
+    assert (terms["distillation"].item(), terms["js"].item()) == (0, 0)
+    alive = make_config("constant", "dvib.sigma=0.5", model="bm3")
+    assert step(build_objective(alive, DATASET), triples).terms["distillation"].item() > 1e-4
+
+
+@pytest.mark.parametrize("model", ["bm3", "selfcf"])
+def test_a_shared_net_phi_serves_all_places_of_its_width(model: str) -> None:
+    shared, separate = (
+        build_objective(make_config("adaptive", f"dvib.net_phi={kind}", model=model), DATASET)
+        for kind in ("shared", "separate")
+    )
+    assert isinstance(shared, DvibObjective)
+    assert isinstance(separate, DvibObjective)
+    assert len(set(shared.model.site_widths.values())) == 1
+    assert len(shared.net_phi) == 1
+    assert len(separate.net_phi) == len(separate.model.site_widths) == 2
+
+
+def test_a_weight_of_zero_costs_no_backward_pass_but_is_logged() -> None:
+    triples = draw_triples()
+    config = make_config("adaptive", "dvib.gamma_0=0", "dvib.gamma_d=0", "dvib.gamma_r=0")
+    objective = build_objective(config, DATASET)
+    result = step(objective, triples)
+    result.total.backward()  # type: ignore[no-untyped-call]
+    assert all(value.grad is None for value in objective.own_parameters().values())
+    assert {"general_perturbed", "distillation", "js", "variational", "phi_mean"} <= set(result.terms)
+    assert result.terms["variational"].item() > 0
+
+
+def test_a_divergence_for_the_log_alone_is_that_of_few_users_evenly_chosen() -> None:
+    users, items, weights = torch.randn(10, 3), torch.randn(7, 3), torch.arange(10.0) / 45
+    ((few, same),), kept = module.some_users(((users, items),), weights, 4)
+    assert torch.equal(few, users[[0, 3, 6, 9]])
+    assert same is items
+    assert kept.tolist() == pytest.approx([0, 3 / 18, 6 / 18, 9 / 18])

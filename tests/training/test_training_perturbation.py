@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.dvib.perturbation import NetPhi, perturb
+from training.dvib.perturbation import NetPhi, Noise, perturb
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -19,6 +19,54 @@ def test_moments_of_the_constant_perturbation(sigma: float) -> None:
     assert (delta**4).mean().item() == pytest.approx(3, abs=0.05)  # its kurtosis: not a uniform of equal variance
     neighbours = (delta[:, 1:] * delta[:, :-1]).mean().item()
     assert abs(neighbours) < 0.02  # every element is drawn for itself
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.5])
+def test_the_uniform_perturbation_has_the_same_variance_and_is_bounded(sigma: float) -> None:
+    delta = perturb(torch.zeros(1000, 200), torch.full((1, 1), sigma), generator(), "uniform") / sigma
+    assert abs(delta.mean().item()) < 5 / 200_000**0.5
+    assert delta.std().item() == pytest.approx(1, abs=0.01)
+    assert (delta**4).mean().item() == pytest.approx(9 / 5, abs=0.02)  # kurtosis of a uniform
+    assert delta.abs().max().item() == pytest.approx(3**0.5, abs=1e-3)
+    assert delta.min().item() < -1.7
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_dropout_takes_entries_away_and_rescales_none(rate: float) -> None:
+    hidden = torch.randn(500, 200, generator=generator(1))
+    found = perturb(hidden, torch.full((1, 1), rate), generator(), "dropout")
+    gone = found == 0
+    assert torch.equal(found[~gone], hidden[~gone])  # δ is -H or 0, nothing between
+    assert gone.float().mean().item() == pytest.approx(rate, abs=0.01)
+
+
+def test_dropout_has_a_rate_for_each_row() -> None:
+    phi = torch.tensor([[0.0], [0.3], [0.9]])
+    gone = perturb(torch.ones(3, 50_000), phi, generator(), "dropout") == 0
+    assert gone.float().mean(dim=1).tolist() == pytest.approx([0, 0.3, 0.9], abs=0.01)
+
+
+def test_dropout_learns_its_rate_straight_through() -> None:
+    hidden = torch.randn(3, 40, generator=generator(1)).requires_grad_()
+    phi = torch.full((3, 1), 0.5, requires_grad=True)
+    upstream = torch.randn(3, 40, generator=generator(2))
+    found = perturb(hidden, phi, generator(), "dropout")
+    assert torch.equal(found, perturb(hidden, phi.detach(), generator(), "dropout"))  # the value is a hard draw
+    grads = torch.autograd.grad((found * upstream).sum(), (phi, hidden))
+    # ∂b/∂φ = 1 for δ = -H ∘ b, whatever was drawn; H itself learns through what is left.
+    assert torch.allclose(grads[0], -(hidden.detach() * upstream).sum(1, keepdim=True), atol=1e-5)
+    assert torch.equal(grads[1], torch.where(found.detach() == 0, 0.0, upstream))
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "uniform", "dropout"])
+def test_every_noise_draws_from_its_generator_alone(noise: Noise) -> None:
+    hidden, scale = torch.ones(6, 40), torch.full((1, 1), 0.5)
+    before = torch.get_rng_state()
+    first = perturb(hidden, scale, generator(1), noise)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(perturb(hidden, scale, generator(1), noise), first)
+    assert not torch.equal(perturb(hidden, scale, generator(2), noise), first)
+    assert bool((hidden == 1).all())
 
 
 def test_each_row_has_its_own_scale() -> None:

@@ -252,7 +252,9 @@ def test_a_killed_process_leaves_a_whole_checkpoint_and_resumes_to_the_same_byte
 
     dataset = load_dataset(DATASET.name, tmp_path)
     shorter = [*settings, f"training.epochs={epochs + 3}"]
-    config = build_config(model_name="vbpr", dataset=DATASET.name, variant="adaptive", overrides=shorter)
+    config = build_config(
+        model_name="vbpr", dataset=DATASET.name, variant="adaptive", preset="tuned", overrides=shorter
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

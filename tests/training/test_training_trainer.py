@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.helpers_training import VARIANTS, make_config, make_dataset, planted_blocks, same_tensors, trained
-from training.build import build_model
+from tests.helpers_training import CPU, VARIANTS, make_config, make_dataset, planted_blocks, same_tensors, trained
+from training.build import build_model, build_objective
 from training.checkpoint import load_checkpoint
 from training.common.choices import Variant
 from training.common.errors import ConfigError, DataError, DvibError
@@ -152,3 +153,37 @@ def test_devices() -> None:
     assert resolve_device("auto").type in {"cpu", "cuda"}
     with pytest.raises(DvibError, match=r"no device 'cuda:99' here: \d+ CUDA devices found; use --device cpu"):
         resolve_device("cuda:99")
+
+
+@pytest.mark.parametrize("variant", ["none", "adaptive"])
+def test_ranking_before_the_last_step_stores_those_weights_and_trains_on_from_the_stepped_ones(
+    tmp_path: Path, variant: Variant
+) -> None:
+    epochs = 4
+    config = make_config(variant, f"training.epochs={epochs}", "training.rank_before_last_step=true")
+    info = Trainer(config, DATASET, tmp_path / "through").fit()
+    stored = load_checkpoint(tmp_path / "through")
+    # The same training by hand, stopped one step early in the best epoch.
+    objective = build_objective(config, DATASET)
+    runner = EpochRunner(objective, config, DATASET, CPU)
+    for epoch in range(1, info.epoch):
+        runner.run(epoch)
+    steps = runner.steps_of(info.epoch)
+    for _ in range(runner.steps - 1):
+        next(steps)
+    assert same_tensors(stored.model, objective.model.state_dict())
+    data = EvaluationSet.of(DATASET, "valid")
+    metrics = evaluate_model(objective.model, data, DATASET.n_items, (10,))
+    assert info.metrics["valid"]["recall@10"] == metrics["recall@10"]
+    next(steps)
+    assert not same_tensors(stored.model, objective.model.state_dict())
+    # Training itself does not know of it, and neither does a resumed run.
+    usual = make_config(variant, f"training.epochs={epochs}")
+    Trainer(usual, DATASET, tmp_path / "usual").fit()
+    last = [load_file(tmp_path / name / "last" / "parameters.safetensors") for name in ("through", "usual")]
+    assert same_tensors(*last)
+    shorter = make_config(variant, "training.epochs=2", "training.rank_before_last_step=true")
+    Trainer(shorter, DATASET, tmp_path / "parts").fit()
+    again = Trainer(config, DATASET, tmp_path / "parts").fit(resume=True)
+    assert again.metrics == info.metrics
+    assert same_tensors(load_checkpoint(tmp_path / "parts").model, stored.model)

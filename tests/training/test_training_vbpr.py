@@ -51,6 +51,28 @@ def test_loss_and_gradients_equal_the_specification(all_items: bool) -> None:
         assert torch.allclose(left, right, rtol=1e-4, atol=1e-7), name
 
 
+@pytest.mark.parametrize("all_items", [False, True])
+def test_the_squared_decay_is_half_the_squares_of_every_triple_over_the_batch(all_items: bool) -> None:
+    model = make_model("model.decay=squared")
+    batch = Batch.of(USERS, POSITIVES, NEGATIVES, all_items=all_items)
+    found = model.decay(model.represent(model.hidden(batch.rows)), batch)
+    users, items = model.vectors()
+    squares = sum(
+        (
+            rows[row].square().sum()
+            for rows, part in ((users, USERS), (items, POSITIVES), (items, NEGATIVES))
+            for row in part
+        ),
+        torch.zeros(()),
+    )
+    expected = 0.7 * 0.5 * squares / len(USERS)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    names, values = zip(*model.named_parameters(), strict=True)
+    grads = [torch.autograd.grad(value, values) for value in (found, expected)]
+    for name, left, right in zip(names, *grads, strict=True):
+        assert torch.allclose(left, right, rtol=1e-4, atol=1e-7), name
+
+
 def test_shapes_and_initial_values() -> None:
     model = make_model("model.dimension=64")
     width = sum(DATASET.modalities.values())

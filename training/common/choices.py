@@ -10,5 +10,8 @@ Variant = Literal["none", "constant", "adaptive"]
 DvibVariant = Literal["constant", "adaptive"]
 """The variants that have a second pass."""
 
-Preset = Literal["paper", "reference"]
-"""The mathematics as published, or as the authors' code has it."""
+Preset = Literal["tuned", "paper", "reference"]
+"""The mathematics as published with weights chosen on validation data, as published, or as the authors' code has it."""
+
+FeatureScaling = Literal["none", "global", "per_dimension"]
+"""What a model sees of the features: see ``training.scaling``."""

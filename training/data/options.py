@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.common.choices import FeatureScaling
 from training.common.errors import ConfigError
 
 
 class DataOptions(BaseModel):
-    """How interactions are filtered and split, and how large the features derived from texts are.
+    """How interactions are filtered and split, how large derived features are, and how models see features.
 
     Raises:
         pydantic.ValidationError: An unknown key, or a value of the wrong type or outside its range.
@@ -30,6 +31,11 @@ class DataOptions(BaseModel):
     split_seed: int = Field(default=0, ge=0, description="seed of the random split")
     text_dimensions: int = Field(
         default=64, ge=1, le=4096, description="width of the text features derived from an items table"
+    )
+    feature_scaling: FeatureScaling = Field(
+        default="none",
+        description="what models see of each modality: the features as they are; centred and divided by one standard "
+        "deviation (global), or each column by its own (per_dimension)",
     )
 
     def refuse(self, names: tuple[str, ...], where: str, reason: str) -> None:

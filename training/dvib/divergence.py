@@ -1,10 +1,11 @@
-"""Self-distillation terms between the clean and the perturbed pass.
+"""Self-distillation terms between the clean and the perturbed pass, and the entropy of one pass.
 
-Each takes logits of both passes, [rows, classes], and returns one value per row.
+Each takes logits, [rows, classes], and returns one value per row.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -56,6 +57,63 @@ def jensen_shannon(clean: Tensor, perturbed: Tensor) -> Tensor:
     """
     result: Tensor = _JensenShannon.apply(clean, perturbed)  # type: ignore[no-untyped-call]
     return result
+
+
+class _KullbackLeibler(torch.autograd.Function):
+    """Fused like the divergence above, and with errors that enter it squared.
+
+    With r = log(q/p), KL(p ‖ q) = Σ p (exp(r) - 1 - r): the first two terms add up to zero, and none is negative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        log_p, log_q = F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)
+        p, q = log_p.exp(), log_q.exp()
+        ratio = log_q.sub_(log_p)
+        # Where q is much larger, exp(r) may overflow, and p exp(r) is q itself.
+        terms = torch.where(ratio < 1, p * (torch.expm1(ratio.clamp_max(1)) - ratio), q - p - p * ratio)
+        total = terms.sum(-1)
+        # dKL/dp through the softmax: p (log(p/q) - KL); dKL/dq: q - p.
+        ctx.save_for_backward(p * (-ratio - total.unsqueeze(-1)), q.sub_(p))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = ctx.saved_tensors
+        scale = grad_outputs[0].unsqueeze(-1)
+        return first * scale, second * scale
+
+
+def kl_forward(clean: Tensor, perturbed: Tensor) -> Tensor:
+    """Kullback–Leibler divergence ``KL(p ‖ q)`` of the clean distribution p from the perturbed one q.
+
+    Args:
+        clean: float32 [rows, classes], logits of the clean pass.
+        perturbed: float32 [rows, classes], logits of the perturbed pass.
+
+    Returns:
+        float32 [rows], at least 0, 0 exactly for equal logits.
+    """
+    result: Tensor = _KullbackLeibler.apply(clean, perturbed)  # type: ignore[no-untyped-call]
+    return result
+
+
+def kl_reverse(clean: Tensor, perturbed: Tensor) -> Tensor:
+    """The other direction, ``KL(q ‖ p)``. Arguments and result as for ``kl_forward``."""
+    return kl_forward(perturbed, clean)
+
+
+def missing_entropy(logits: Tensor) -> Tensor:
+    """What a softmax distribution lacks of the greatest entropy, ``log n - H(p)``: 0 for equal scores, at most log n.
+
+    Args:
+        logits: float32 [rows, n].
+
+    Returns:
+        float32 [rows].
+    """
+    log_p = F.log_softmax(logits, dim=-1)
+    return math.log(logits.shape[-1]) + (log_p.exp() * log_p).sum(-1)
 
 
 def ref_entropy(clean: Tensor, perturbed: Tensor) -> Tensor:

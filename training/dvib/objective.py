@@ -2,33 +2,26 @@
 
 ``PlainObjective`` is the model's loss. ``DvibObjective`` wraps any model with the second pass of the paper's
 Algorithm 1. The model inside is the same class with the same tensors, so taking ``objective.model`` *is* the stripping.
+
+A term of weight zero is still computed where the log shows it, but without a graph: it costs no backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from training.common.errors import ConfigError, nearest
 from training.dvib.config import DvibConfig
-from training.dvib.divergence import jensen_shannon, ref_entropy
+from training.dvib.distillation import Towers, add_up, distil, over_scores, with_sampled_items
+from training.dvib.divergence import missing_entropy
 from training.dvib.perturbation import NetPhi, perturb
 from training.dvib.regulariser import eq13, kl_std
 from training.models.base import Batch, Hidden, Latent, Recommender
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
-_DIVERGENCES: dict[str, Divergence] = {"js": jensen_shannon, "ref_entropy": ref_entropy}
-_SCORE_BLOCK = 16_000_000
-"""Scores of one pass held at once while distilling over all items; about half a gigabyte with all temporaries."""
-
-
-def add_up(values: Iterable[Tensor]) -> Tensor:
-    """Add scalars one by one: stacking them first would cost several more operations each way."""
-    return reduce(torch.add, values)
 
 
 @dataclass(frozen=True)
@@ -45,11 +38,20 @@ class StepLoss:
 
 
 class Objective(nn.Module):
-    """A model together with the loss it is trained by."""
+    """A model together with the loss it is trained by.
 
-    def __init__(self, model: Recommender) -> None:
+    Args:
+        model: Any recommender.
+        config: Which of its settings apply, the variant says.
+        training_items: int64 [n], the items that occur in training.
+    """
+
+    def __init__(self, model: Recommender, config: DvibConfig, training_items: Tensor) -> None:
         super().__init__()
         self.model = model
+        self.config = config
+        self.register_buffer("training_items", training_items, persistent=False)
+        self.training_items: Tensor
 
     def batch(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Batch:
         """Arrange triples of rows (int64 [B] each) for this objective."""
@@ -60,7 +62,7 @@ class Objective(nn.Module):
 
         Args:
             batch: From ``self.batch``.
-            noise: Generator of the perturbation, on the model's device; nothing else draws from it.
+            noise: Generator of perturbation and sampled candidates, on the model's device; nothing else draws from it.
         """
         raise NotImplementedError
 
@@ -74,16 +76,50 @@ class Objective(nn.Module):
         """Return the parameters that exist for training only, by name."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("model.")}
 
+    def with_candidates(self, batch: Batch, noise: torch.Generator) -> Batch:
+        """Add the sampled candidates that the configuration asks for."""
+        if not self.config.sampled_items:
+            return batch
+        return with_sampled_items(batch, self.training_items, self.config.sampled_items, noise)
+
+    def candidates(self, latent: Latent, batch: Batch) -> Towers:
+        """Return the vectors of the batch's users and of the items whose scores are distilled."""
+        users, items = self.model.towers(latent)
+        # The rows of a batch, and what is drawn to join them, occur in training anyway.
+        if batch.rows.items is None and self.config.candidates == "training" and len(self.training_items) < len(items):
+            items = items.index_select(0, self.training_items)
+        return users, items
+
+    def entropy(self, latent: Latent, batch: Batch) -> Tensor:
+        """Return the mean over the batch's rows of what their users' score distributions lack of equality."""
+        # Each distinct user once, weighted by its occurrences: the mean over the batch's rows for less work.
+        return over_scores(missing_entropy, (self.candidates(latent, batch),), batch.user_weights())
+
 
 class PlainObjective(Objective):
-    """The model's own loss, L0."""
+    """The model's own loss, L0, and the entropy of its scores where that is asked for."""
+
+    def batch(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Batch:
+        """Arrange triples; what candidates there are matters to the entropy only."""
+        everything = self.config.entropy > 0 and self.config.rows == "all"
+        return Batch.of(users, positives, negatives, all_items=everything)
 
     def step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
         """Compute L0; draws no noise."""
-        del noise
-        terms = self.general(self.model.represent(self.model.hidden(batch.rows)), batch)
+        weight = self.config.entropy
+        if weight:
+            batch = self.with_candidates(batch, noise)
+        latent = self.model.represent(self.model.hidden(batch.rows))
+        terms = self.general(latent, batch)
         total = add_up(terms.values())
+        if weight:
+            terms = {**terms, "entropy": self.entropy(latent, batch)}
+            total = total + weight * terms["entropy"]
         return StepLoss(total, {name: value.detach() for name, value in terms.items()})
+
+
+def _graph_if(weight: float) -> AbstractContextManager[object]:
+    return nullcontext() if weight else torch.no_grad()
 
 
 class DvibObjective(Objective):
@@ -92,16 +128,25 @@ class DvibObjective(Objective):
     Args:
         model: Any recommender.
         config: Variant ``constant`` or ``adaptive``.
+        training_items: int64 [n], the items that occur in training.
         generator: CPU generator for Net_φ's initial weights.
     """
 
-    def __init__(self, model: Recommender, config: DvibConfig, generator: torch.Generator) -> None:
-        super().__init__(model)
-        self.config = config
+    def __init__(
+        self, model: Recommender, config: DvibConfig, training_items: Tensor, generator: torch.Generator
+    ) -> None:
+        super().__init__(model, config, training_items)
         self.net_phi = nn.ModuleDict()
         if config.variant == "adaptive":
             for name, width in model.site_widths.items():
-                self.net_phi[f"at_{name}"] = NetPhi(width, config.net_phi_hidden, generator)
+                if self._net_of(name) not in self.net_phi:
+                    self.net_phi[self._net_of(name)] = NetPhi(width, config.net_phi_hidden, generator)
+
+    def _net_of(self, site: str) -> str:
+        # Prefixed, because a ModuleDict takes no key that is the name of one of its methods.
+        if self.config.net_phi == "shared":
+            return f"width_{self.model.site_widths[site]}"
+        return f"at_{site}"
 
     def batch(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Batch:
         """Arrange triples for the rows that this configuration covers."""
@@ -110,43 +155,49 @@ class DvibObjective(Objective):
     def step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
         """Compute the total loss of Eq. 8 (or its convex form)."""
         config = self.config
+        batch = self.with_candidates(batch, noise)
         hidden = self.model.hidden(batch.rows)
-        scales = self._scales(hidden)
-        noisy_sites = {name: perturb(h, scales[name], noise) for name, h in hidden.sites.items()}
-        perturbed = replace(hidden, sites=noisy_sites)
-        clean_latent, perturbed_latent = self.model.represent(hidden), self.model.represent(perturbed)
-        clean = self.general(clean_latent, batch)
-        noisy = self.general(perturbed_latent, batch, decay=config.decay_both)
+        latent = self.model.represent(hidden)
+        clean = self.general(latent, batch)
         general = add_up(clean.values())
-        general_noisy = add_up(noisy.values())
-        distillation = self._divergence(_DIVERGENCES[config.divergence], clean_latent, perturbed_latent, batch)
+        scales = self._scales(hidden)
+        with _graph_if(config.gamma_0 + config.gamma_d):
+            noisy_sites = {name: perturb(h, scales[name], noise, config.noise) for name, h in hidden.sites.items()}
+            noisy_latent = self.model.represent(replace(hidden, sites=noisy_sites))
+        with _graph_if(config.gamma_0):
+            general_noisy = self._general_perturbed(noisy_latent, batch)
+        with _graph_if(config.gamma_d):
+            distillation, js = self._distillation(latent, noisy_latent, batch)
         keep = 1.0 - config.gamma_d if config.mix == "convex" else 1.0
         total = keep * (general + config.gamma_0 * general_noisy) + config.gamma_d * distillation
-        log = {
-            **{name: value.detach() for name, value in clean.items()},
-            "general": general.detach(),
-            "general_perturbed": general_noisy.detach(),
-            "distillation": distillation.detach(),
-        }
-        if config.divergence == "js":
-            log["js"] = log["distillation"]
-        else:
-            with torch.no_grad():
-                log["js"] = self._divergence(jensen_shannon, clean_latent, perturbed_latent, batch)
+        log = {**clean, "general": general, "general_perturbed": general_noisy, "distillation": distillation, "js": js}
+        if config.entropy:
+            log["entropy"] = self.entropy(latent, batch)
+            total = total + config.entropy * log["entropy"]
         if config.variant == "adaptive":
-            regulariser = self._regulariser(hidden, scales)
-            total = total + config.gamma_r * regulariser
-            log["variational"] = regulariser.detach()
+            with _graph_if(config.gamma_r):
+                log["variational"] = self._regulariser(hidden, scales)
+            total = total + config.gamma_r * log["variational"]
             log["phi_mean"] = torch.stack([scale.detach().mean() for scale in scales.values()]).mean()
         log["hidden_norm"] = torch.stack(
             [torch.linalg.vector_norm(h.detach(), dim=1).mean() for h in hidden.sites.values()]
         ).mean()
-        return StepLoss(total, log)
+        return StepLoss(total, {name: value.detach() for name, value in log.items()})
 
     def _scales(self, hidden: Hidden) -> dict[str, Tensor]:
         if self.config.variant == "constant":
             return {name: h.new_full((1, 1), self.config.sigma) for name, h in hidden.sites.items()}
-        return {name: self.net_phi[f"at_{name}"](h) for name, h in hidden.sites.items()}
+        return {name: self.net_phi[self._net_of(name)](h) for name, h in hidden.sites.items()}
+
+    def _general_perturbed(self, latent: Latent, batch: Batch) -> Tensor:
+        terms = self.general(latent, batch, decay=False)
+        wanted = self.config.perturbed_terms
+        for name in wanted or ():
+            if name not in terms:
+                raise ConfigError(f"dvib.perturbed_terms: the model has no loss term '{name}'{nearest(name, terms)}")
+        counted = [value for name, value in terms.items() if wanted is None or name in wanted]
+        penalty = self.model.decay(latent, batch) if self.config.decay_both else None
+        return add_up(counted if penalty is None else [*counted, penalty])
 
     def _regulariser(self, hidden: Hidden, scales: Mapping[str, Tensor]) -> Tensor:
         config = self.config
@@ -158,31 +209,31 @@ class DvibObjective(Objective):
                 values.append(kl_std(h, scales[name], config.prior))
         return add_up(values)
 
-    def _divergence(self, divergence: Divergence, clean: Latent, perturbed: Latent, batch: Batch) -> Tensor:
-        if self.config.distil_on == "features":
-            # A side that the perturbation does not reach is the same tensor in both passes: its divergence is zero.
-            sides = [(clean.items, perturbed.items), (clean.users, perturbed.users)]
-            sides += [(value, perturbed.modalities[name]) for name, value in clean.modalities.items()]
-            return add_up(divergence(a, b).mean() for a, b in sides if a is not b)
-        clean_users, clean_items = self.model.towers(clean)
-        noisy_users, noisy_items = self.model.towers(perturbed)
-        # Each distinct user once, weighted by its occurrences: the mean over the batch's rows for less work.
-        weights = batch.user_weights()
-
-        def block_sum(rows: slice) -> Tensor:
-            values = divergence(clean_users[rows] @ clean_items.T, noisy_users[rows] @ noisy_items.T)
-            return (values * weights[rows]).sum()
-
-        size = max(1, _SCORE_BLOCK // clean_items.shape[0])
-        blocks = [slice(start, start + size) for start in range(0, clean_users.shape[0], size)]
-        if len(blocks) == 1:
-            return block_sum(blocks[0])
-        # More than one block: forget each block's scores and compute them again in the backward pass.
-        return add_up(checkpoint(block_sum, rows, use_reentrant=False) for rows in blocks)
+    def _distillation(self, clean: Latent, perturbed: Latent, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the configured divergence of the two passes, and the true one for the log."""
+        config = self.config
+        found = distil(config, clean, perturbed, lambda latent: self.candidates(latent, batch), batch.user_weights)
+        if found is None and config.gamma_d:
+            raise ConfigError(
+                f"the perturbation (of {', '.join(self.model.site_widths)}) reaches nothing that "
+                f"dvib.distil_on={config.distil_on} compares; choose another dvib.distil_on or model.inject_at, "
+                "or --set dvib.gamma_d=0"
+            )
+        zero = clean.items.new_zeros(())
+        return found or (zero, zero)
 
 
-def make_objective(model: Recommender, config: DvibConfig, generator: torch.Generator) -> Objective:
-    """Return the objective of a configuration: the plain loss for variant ``none``."""
+def make_objective(
+    model: Recommender, config: DvibConfig, generator: torch.Generator, training_items: Tensor
+) -> Objective:
+    """Return the objective of a configuration: the model's own loss for variant ``none``.
+
+    Args:
+        model: Any recommender.
+        config: The objective around it.
+        generator: CPU generator for initial values.
+        training_items: int64 [n], the distinct items that occur in training.
+    """
     if config.variant == "none":
-        return PlainObjective(model)
-    return DvibObjective(model, config, generator)
+        return PlainObjective(model, config, training_items)
+    return DvibObjective(model, config, training_items, generator)

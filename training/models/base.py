@@ -164,9 +164,8 @@ class Recommender(nn.Module, ABC):
         del epoch
         self._generator = generator
 
-    @property
-    def generator(self) -> torch.Generator:
-        """The generator of the current epoch.
+    def current_generator(self) -> torch.Generator:
+        """Return the generator of the current epoch: no property, which anybody who lists attributes would read.
 
         Raises:
             RuntimeError: ``begin_epoch`` was not called.

@@ -1,15 +1,19 @@
 """VBPR: visual Bayesian personalised ranking, extended to any set of modalities.
 
 He and McAuley, "VBPR: Visual Bayesian Personalized Ranking from Implicit Feedback", AAAI 2016, in the form of the MMRec
-toolbox, which the DVIB paper builds on: the features of all modalities are concatenated and projected together.
+toolbox, which later papers build on: the features of all modalities are concatenated and projected together.
 
     H_i = W [m_1i ‖ … ‖ m_ni] + b          [I, d]      f1, fusion
     e_i = [Q_i ‖ H_i]                      [I, 2d]     f2
     score(u, i) = <P_u, e_i>                           f3
 
-    L0 = BPR + λ (‖P_u‖ + ‖e_pos‖ + ‖e_neg‖) / B       over the rows of a batch of B triples
+    L0 = BPR + λ (‖P_u‖ + ‖e_pos‖ + ‖e_neg‖) / B       decay: norm, over the rows of a batch of B triples
+    L0 = BPR + λ ½ (‖P_u‖² + ‖e_pos‖² + ‖e_neg‖²) / B  decay: squared
 
 Shapes: users P [U, 2d], items Q [I, d], projection W [d, F] with F the sum of all feature widths.
+
+The norm of a whole matrix pulls all of its rows with one force, however many they are; its square is the usual weight
+decay, of the rows that a batch touches.
 
 MMRec writes -log(1e-10 + σ(x)) where ``bpr_loss`` has softplus: the same number wherever σ(x) is well above 1e-10.
 
@@ -29,7 +33,7 @@ from torch.nn import functional as F
 
 from training.common.errors import ConfigError, DataError
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import batch_norm_of, bpr_loss, margin, take
+from training.models.layers import batch_norm_of, batch_square_sum, bpr_loss, margin, take
 
 
 class VBPRConfig(ModelConfig):
@@ -38,8 +42,9 @@ class VBPRConfig(ModelConfig):
     dimension: int = Field(
         64, ge=1, le=65_536, description="d, width of the id half and of the feature half of an item vector"
     )
-    regularisation: float = Field(
-        0.01, ge=0, allow_inf_nan=False, description="λ, weight of the embedding norms of a batch"
+    regularisation: float = Field(0.01, ge=0, allow_inf_nan=False, description="λ, weight of the embeddings' decay")
+    decay: Literal["norm", "squared"] = Field(
+        "norm", description="what λ weighs: the norms of a batch's matrices (MMRec), or half of their squares"
     )
     new_item_id: Literal["zero", "mean"] = Field(
         "mean", description="id half of an item that was not there in training: zeros, or the mean over all items"
@@ -90,13 +95,18 @@ class VBPR(Recommender):
         return {"bpr": bpr_loss(margin(latent.users, latent.items, batch.users, batch.positives, batch.negatives))}
 
     def decay(self, latent: Latent, batch: Batch) -> Tensor:
-        """Return λ times the sum of the norms of the batch's user, positive and negative matrices, over B."""
-        norms = (
-            batch_norm_of(latent.users, batch.users),
-            batch_norm_of(latent.items, batch.positives),
-            batch_norm_of(latent.items, batch.negatives),
-        )
-        return self.config.regularisation * torch.stack(norms).sum() / len(batch.users)
+        """Return λ times the sum of the norms, or half of the squares, of the batch's three matrices, over B."""
+        if self.config.decay == "squared":
+            items = torch.cat([batch.positives, batch.negatives])
+            size = 0.5 * (batch_square_sum(latent.users, batch.users) + batch_square_sum(latent.items, items))
+        else:
+            norms = (
+                batch_norm_of(latent.users, batch.users),
+                batch_norm_of(latent.items, batch.positives),
+                batch_norm_of(latent.items, batch.negatives),
+            )
+            size = torch.stack(norms).sum()
+        return self.config.regularisation * size / len(batch.users)
 
     def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """Return users [n_u, 2d] and items [n_i, 2d]: the representations themselves."""

@@ -1,0 +1,1 @@
+"""The ``dvib-bench`` commands, by subject."""

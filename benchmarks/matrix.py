@@ -1,0 +1,188 @@
+"""Every model with every variant, all the way: train, export, verify, serve, and answer one request.
+
+Each row stands for itself: what goes wrong in one is said in it, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.http_client import Connection, serving
+from benchmarks.quality import Combination, Study
+from export.build import build_bundle
+from export.bundle import Manifest
+from export.parity import TOLERANCE
+from export.verify import verify_bundle
+from training.build import load_model
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.common.errors import DvibError
+from training.data.dataset import Dataset
+from training.data.load import load_dataset
+from training.evaluation import GroupedItems
+from training.trainer import Trainer
+
+Stage = Callable[[str], None]
+_SERVED_AS = "model"
+_ITEMS = 5
+
+
+class WrongAnswerError(DvibError):
+    """The service answered, but not what the trained model says."""
+
+
+@dataclass
+class Row:
+    """What became of one combination.
+
+    Attributes:
+        model: The recommender.
+        variant: Without DVIB, or which.
+        figures: What has been measured so far: ``train_seconds``, ``export_seconds``, ``proofs`` and ``checks`` (held
+            and made), ``parity_error`` and ``answer``.
+        error: What went wrong, as ``STAGE: CLASS: message``; empty where nothing did.
+    """
+
+    model: str
+    variant: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        return {"model": self.model, "variant": self.variant, **self.figures, "error": self.error or None}
+
+
+def run_matrix(study: Study, on_stage: Stage = lambda _: None) -> Iterator[Row]:
+    """Make the rows of a study, one after another. The seed is the study's first.
+
+    Args:
+        study: Combinations and data; a DVIB variant is compared with the plain one of its model where that went well.
+        on_stage: Told what happens.
+
+    Yields:
+        Each row as soon as it is made.
+    """
+    with tempfile.TemporaryDirectory(prefix="dvib-matrix-") as place:
+        for combination in study.combinations:
+            yield _make_row(study, combination, Path(place), on_stage)
+
+
+def _make_row(study: Study, combination: Combination, place: Path, on_stage: Stage) -> Row:
+    row = Row(combination.model, combination.variant)
+    stage = "training"
+
+    def enter(name: str) -> None:
+        nonlocal stage
+        stage = name
+        on_stage(f"{combination.label}: {name}")
+
+    try:
+        _fill(row, study, combination, place, enter)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it belongs into the row
+        message = " ".join(str(error).split())[:300]
+        row.error = f"{stage}: {type(error).__name__}: {message}"
+    return row
+
+
+def _fill(row: Row, study: Study, combination: Combination, place: Path, enter: Stage) -> None:
+    figures = row.figures
+    name = f"{combination.model}-{combination.variant}"
+    run, bundle = place / f"{name}-run", place / f"{name}-bundle"
+    plain_run, plain_bundle = (place / f"{combination.model}-none-{kind}" for kind in ("run", "bundle"))
+    enter("training")
+    config = study.config(combination, f"training.seed={study.seeds[0]}")
+    dataset = load_dataset(study.dataset, study.data_dir, config.data)
+    started = time.perf_counter()
+    Trainer(config, dataset, run, device=study.device).fit()
+    figures["train_seconds"] = time.perf_counter() - started
+    enter("export")
+    # A plain model has no other to be compared with; its proofs are made against one with initial values.
+    compared = combination.variant != "none" and plain_bundle.is_dir()
+    checkpoint = load_checkpoint(run)
+    started = time.perf_counter()
+    manifest, certificate = build_bundle(
+        checkpoint,
+        bundle,
+        independent=load_checkpoint(plain_run) if compared else None,
+        on_stage=lambda stage: enter(f"export, {stage}"),
+    )
+    figures["export_seconds"] = time.perf_counter() - started
+    figures["proofs"] = [sum(certificate.proofs.values()), len(certificate.proofs)]
+    figures["parity_error"] = max(float(entry["max_relative_error"]) for entry in certificate.parity.values())
+    figures["against_plain"] = compared
+    enter("verification")
+    checks = verify_bundle(bundle, plain_bundle if compared else None)
+    figures["checks"] = [sum(check.passed is True for check in checks), len(checks)]
+    failed = [f"{check.name} ({check.detail})" for check in checks if not check.passed]
+    if failed:
+        raise DvibError(f"not verified: {'; '.join(failed)}")
+    enter("request")
+    figures["answer"] = ask(bundle, manifest, checkpoint, dataset)
+
+
+def ask(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """Start ``dvib-serve`` with a bundle, ask it for a user, and compare the answer with the trained model's scores.
+
+    Args:
+        bundle: The bundle's folder.
+        manifest: Its description.
+        checkpoint: What it was exported from.
+        dataset: The data; the user is the first one with a test interaction.
+
+    Returns:
+        ``user`` and the reply's first item.
+
+    Raises:
+        WrongAnswerError: The reply holds another number of items, an item of the user's training, or one that the
+            model scores lower than some other item, beyond rounding.
+    """
+    user = int(dataset.splits["test"].users[0])
+    user_id = dataset.user_ids[user]
+    with serving({_SERVED_AS: bundle}) as (host, port), closing(Connection(host, port, _SERVED_AS, _ITEMS)) as client:
+        client.check(user_id, manifest.version)
+        items = json.loads(client.post(client.target(user_id)))["items"]
+    with torch.no_grad():
+        users, vectors = load_model(checkpoint).vectors()
+        scores = (users[user].double() @ vectors.double().T).float()
+    allowed = TOLERANCE * float(scores.abs().max())
+    seen = GroupedItems.of(dataset.train, dataset.n_users)
+    scores[seen.cells(torch.tensor([user]))[1]] = -torch.inf
+    wanted = scores.topk(min(_ITEMS, int(scores.isfinite().sum()))).values
+    rows = {dataset.item_ids[row]: row for row in range(dataset.n_items)}
+    found = torch.stack([scores[rows[item["item_id"]]] for item in items]) if items else wanted[:0]
+    if found.shape != wanted.shape or not bool(((found - wanted).abs() <= allowed).all()):
+        raise WrongAnswerError(
+            f"user {user_id}: the model scores the items of the reply {found.tolist()}, its best are {wanted.tolist()}"
+        )
+    return {"user": user_id, **items[0]}
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Yield rows as lines."""
+    yield (
+        f"{'model':<10}{'DVIB':<10}{'training':>10}{'export':>9}{'proofs':>8}{'checks':>8}{'parity':>10}"
+        "  first item of the answer"
+    )
+    for row in rows:
+        seen = row.figures
+        line = f"{row.model:<10}{row.variant:<10}"
+        for name, width in (("train_seconds", 10), ("export_seconds", 9)):
+            line += f"{seen[name]:>{width - 2}.1f} s" if name in seen else " " * width
+        for name in ("proofs", "checks"):
+            line += f"{'{} of {}'.format(*seen[name]):>8}" if name in seen else " " * 8
+        line += f"{seen['parity_error']:>10.1e}" if "parity_error" in seen else " " * 10
+        if row.error:
+            yield f"{line}  FAILED in {row.error}"
+        else:
+            answer = seen["answer"]
+            title = f" {answer['title']}" if answer.get("title") else ""
+            yield f"{line}  {answer['item_id']}{title} ({answer['score']:.4g}) for user {answer['user']}"

@@ -1,0 +1,143 @@
+"""SelfCF: self-supervised collaborative filtering, its variant with embedding dropout on LightGCN (SELFCFED_LGN).
+
+Zhou et al., "SelfCF: A Simple Framework for Self-supervised Collaborative Filtering", ACM TORS 2023, in the form of the
+MMRec toolbox. Needs neither modalities nor negative samples.
+
+    [u ; i] = mean(x, Âx, …, Â^L x),  x = [P ; Q]     [N, d]    LightGCN, users first
+    pred(z) = W z + b
+    z* = stopgrad(dropout(z))                                   targets: nothing learns through them
+    score(u, i) = <pred(u), i> + <u, pred(i)>
+
+    L0 = -½ mean cos(pred(u), i*) - ½ mean cos(pred(i), u*) + λ · ½ Σ (‖u‖² + ‖i‖²)     over the rows of a batch
+
+The cosines are means over the batch, the squares a sum. Every training pass draws a rate r from U(0, 1), drops each of
+Â's 2E entries independently with probability r and divides the others by 1 - r; the two directions of an interaction
+are separate entries. MMRec lets r come arbitrarily close to 1, where nothing is left; here it stops at 0.95. Inference
+uses Â.
+
+Sites: ``users`` and ``items``, H = [u ; i]; f2 is the predictor together with the target branch. So have the remains of
+the WWW 2025 authors' code for this model.
+
+Defaults: d = 64, L = 2 and the initial values (Xavier uniform for P and Q, U(±1/√d) for W and b) are MMRec's; p is the
+middle of MMRec's grid {.1, .2, .5}. For λ the grid {.1, .01, 1e-3, 1e-4, 1e-5, 0} has two middle values; the smaller
+one, since the squares are a sum over the batch that already outweighs the cosines at .01.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.common.errors import ConfigError
+from training.graph import Graph, light_gcn, users_and_items
+from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
+from training.models.layers import batch_square_sum, take
+
+
+class SelfCFConfig(ModelConfig):
+    """Hyper-parameters of SelfCF."""
+
+    dimension: int = Field(64, ge=1, le=65_536, description="d, width of the embeddings (MMRec)")
+    layers: int = Field(2, ge=1, le=16, description="L, propagation steps (MMRec; grid {1, 2})")
+    dropout: float = Field(0.2, ge=0, lt=1, description="p, dropout of the targets (middle of MMRec's grid)")
+    regularisation: float = Field(
+        1e-4, ge=0, allow_inf_nan=False, description="λ, weight of the squared embeddings, summed over the batch"
+    )
+    max_edge_dropout: float = Field(
+        0.95, ge=0, lt=1, description="largest rate at which a training pass drops the graph's entries"
+    )
+
+
+class SelfCF(Recommender):
+    """SelfCF. See the module's text for formulas and sources."""
+
+    Config = SelfCFConfig
+    samples_negatives = False
+
+    def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
+        super().__init__(config, data, generator)
+        if not isinstance(config, SelfCFConfig):
+            raise ConfigError(f"SelfCF wants a SelfCFConfig, got {type(config).__name__}")
+        self.config = config
+        self.site_widths = {"users": config.dimension, "items": config.dimension}
+        self.graph = Graph.normalised(data.edges, data.n_users, data.n_items)
+        self.users = nn.Parameter(torch.empty(data.n_users, config.dimension))
+        self.items = nn.Parameter(torch.empty(data.n_items, config.dimension))
+        nn.init.xavier_uniform_(self.users, generator=generator)
+        nn.init.xavier_uniform_(self.items, generator=generator)
+        # On "meta" first, where the layer's own initial values cost nothing and draw nothing.
+        self.predictor = nn.Linear(config.dimension, config.dimension, device="meta").to_empty(device="cpu")
+        bound = config.dimension**-0.5
+        nn.init.uniform_(self.predictor.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(self.predictor.bias, -bound, bound, generator=generator)
+
+    def hidden(self, rows: Rows) -> Hidden:
+        """Propagate, in training over a randomly thinned graph: sites ``users`` [n_u, d] and ``items`` [n_i, d]."""
+        weights = self._thinned() if self.training else None
+        ego = torch.cat([self.users, self.items])  # [N, d]
+        encoded = light_gcn(self.graph, ego, self.config.layers, weights)
+        users, items = users_and_items(encoded, len(self.users), training=self.training)
+        sites = {"users": take(users, rows.users), "items": take(items, rows.items)}
+        context = {name: self._mask(site) for name, site in sites.items()} if self.training else {}
+        return Hidden(sites, context, rows)
+
+    def _thinned(self) -> Tensor:
+        weights = self.graph.weights
+        draws = torch.rand(len(weights) + 1, generator=self.current_generator(), device=weights.device)
+        rate = draws[0].clamp(max=self.config.max_edge_dropout)
+        return dropped_weights(weights, rate, draws[1:] >= rate)
+
+    def _mask(self, site: Tensor) -> Tensor:
+        kept = 1.0 - self.config.dropout
+        # A comparison of uniform numbers: the same as bernoulli_, in a third of the time.
+        return torch.rand(site.shape, generator=self.current_generator(), device=site.device).lt_(kept).div_(kept)
+
+    def represent(self, hidden: Hidden) -> Latent:
+        """Predict from both sites, and make the targets with the masks that were drawn in ``hidden``."""
+        sites = hidden.sites
+        extra = {f"encoded {name}": site for name, site in sites.items()}
+        for name, mask in hidden.context.items():
+            extra[f"{name} targets"] = F.normalize(sites[name].detach() * mask)
+        return Latent(self.predictor(sites["users"]), self.predictor(sites["items"]), extra=extra)
+
+    def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
+        """Return the two cosine terms as one."""
+        extra, count = latent.extra, len(batch.users)
+        cosines = [
+            _dot(F.normalize(latent.users), extra["items targets"], batch.users, batch.positives),
+            _dot(F.normalize(latent.items), extra["users targets"], batch.positives, batch.users),
+        ]
+        return {"cosine": -0.5 / count * (cosines[0] + cosines[1])}
+
+    def decay(self, latent: Latent, batch: Batch) -> Tensor:
+        """Return λ times half the squared users and items, before the predictor, summed over the batch."""
+        squares = batch_square_sum(latent.extra["encoded users"], batch.users) + batch_square_sum(
+            latent.extra["encoded items"], batch.positives
+        )
+        return 0.5 * self.config.regularisation * squares
+
+    def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
+        """Return [pred(u) ‖ u] [n_u, 2d] and [i ‖ pred(i)] [n_i, 2d]: two inner products as one."""
+        users, items = latent.extra["encoded users"], latent.extra["encoded items"]
+        return torch.cat([latent.users, users], dim=1), torch.cat([items, latent.items], dim=1)
+
+
+def dropped_weights(weights: Tensor, rate: Tensor, keep: Tensor) -> Tensor:
+    """Return edge weights after dropout: the kept ones over 1 - rate, the others zero.
+
+    Args:
+        weights: float32 [E].
+        rate: Scalar below 1, the probability with which an edge was dropped.
+        keep: bool [E].
+
+    Returns:
+        float32 [E].
+    """
+    return weights * keep / (1 - rate)
+
+
+def _dot(online: Tensor, targets: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``Σ_b <online[left_b], targets[right_b]>``, a scalar."""
+    return torch.dot(take(online, left).flatten(), take(targets, right).flatten())

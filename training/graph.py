@@ -132,10 +132,10 @@ class Graph(nn.Module):
         return graph
 
     @classmethod
-    def averaging(cls, edges: Tensor, n_users: int, n_items: int) -> Self:
-        """Return D^-1 A: each node gets the mean over its neighbours, and zero where it has none."""
-        graph = cls.bipartite(edges, n_users, n_items)
-        graph.weights = degree(graph.targets, n_users + n_items)[graph.targets].reciprocal()
+    def averaging(cls, targets: Tensor, sources: Tensor, n_targets: int, n_sources: int) -> Self:
+        """Return D^-1 A [T, S]: each target gets the mean over its sources, and zero where it has none."""
+        graph = cls(targets, sources, n_targets, n_sources)
+        graph.weights = degree(graph.targets, n_targets)[graph.targets].reciprocal()
         return graph
 
     @classmethod

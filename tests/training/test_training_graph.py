@@ -55,9 +55,9 @@ def test_bipartite_graphs_equal_their_dense_forms() -> None:
     normalised = dense_of(Graph.normalised(EDGES, N_USERS, N_ITEMS))
     assert torch.allclose(normalised, scale[:, None] * dense * scale, atol=1e-7)
     assert normalised[0, N_USERS].item() == pytest.approx((2 * 3) ** -0.5)  # user 0 has two items, item 0 three users
-    averaging = dense_of(Graph.averaging(EDGES, N_USERS, N_ITEMS))
-    assert torch.allclose(averaging, dense / degrees.clamp(min=1)[:, None])
-    assert averaging.sum(1).tolist() == pytest.approx((degrees > 0).float().tolist())
+    averaging = dense_of(Graph.averaging(EDGES[1], EDGES[0], N_ITEMS, N_USERS))
+    assert torch.allclose(averaging, (dense / degrees.clamp(min=1)[:, None])[N_USERS:, :N_USERS])
+    assert averaging.sum(1).tolist() == pytest.approx((degrees[N_USERS:] > 0).float().tolist())
 
 
 def test_a_bipartite_graph_knows_its_interactions() -> None:

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from training.common.errors import ConfigError, DataError
 from training.graph import Graph, light_gcn, users_and_items
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import take
+from training.models.layers import linear, paired_dot, take
 
 
 class BM3Config(ModelConfig):
@@ -79,9 +79,9 @@ class BM3(Recommender):
         self.items = nn.Parameter(torch.empty(data.n_items, config.dimension))
         nn.init.xavier_uniform_(self.users, generator=generator)
         nn.init.xavier_uniform_(self.items, generator=generator)
-        self.predictor = _linear(config.dimension, config.dimension, generator)
+        self.predictor = linear(config.dimension, config.dimension, generator, xavier=True)
         for name, matrix in data.features.items():
-            self.add_module(f"projection_{name}", _linear(matrix.shape[1], config.dimension, generator))
+            self.add_module(f"projection_{name}", linear(matrix.shape[1], config.dimension, generator, xavier=True))
             if config.trained_features:
                 self.register_parameter(f"features_{name}", nn.Parameter(matrix.clone()))
             else:
@@ -133,8 +133,8 @@ class BM3(Recommender):
         """Return the terms of users against items, and of the modalities against items and themselves."""
         extra, count = latent.extra, len(batch.users)
         cosines = [
-            _dot(F.normalize(latent.users), extra["item targets"], batch.users, batch.positives),
-            _dot(F.normalize(latent.items), extra["user targets"], batch.positives, batch.users),
+            paired_dot(F.normalize(latent.users), extra["item targets"], batch.users, batch.positives),
+            paired_dot(F.normalize(latent.items), extra["user targets"], batch.positives, batch.users),
         ]
         # These compare an item with itself: each distinct row once, weighted by its share of the batch.
         shares = torch.bincount(batch.positives, minlength=len(latent.items)) / count
@@ -155,16 +155,3 @@ class BM3(Recommender):
     def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """Return predicted users [n_u, d] and items [n_i, d]."""
         return latent.users, latent.items
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    # On "meta" first, where the layer's own initial values cost nothing and draw nothing.
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-    nn.init.xavier_normal_(layer.weight, generator=generator)
-    nn.init.uniform_(layer.bias, -(inputs**-0.5), inputs**-0.5, generator=generator)
-    return layer
-
-
-def _dot(online: Tensor, targets: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return ``Σ_b <online[left_b], targets[right_b]>``, a scalar."""
-    return torch.dot(take(online, left).flatten(), take(targets, right).flatten())

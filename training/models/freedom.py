@@ -39,7 +39,7 @@ from training.common.errors import ConfigError, DataError
 from training.graph import Graph, edges_by_degree, light_gcn
 from training.knn import knn_graph
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import bpr_loss, margin, take
+from training.models.layers import bpr_loss, linear, margin, take
 
 
 class FreedomConfig(ModelConfig):
@@ -95,7 +95,7 @@ class FREEDOM(Recommender):
         nn.init.xavier_uniform_(self.items, generator=generator)
         for name in self.modalities:
             matrix = data.features[name]
-            self.add_module(f"projection_{name}", _linear(matrix.shape[1], config.dimension, generator))
+            self.add_module(f"projection_{name}", linear(matrix.shape[1], config.dimension, generator, xavier=False))
             if config.trained_features:
                 self.register_parameter(f"features_{name}", nn.Parameter(matrix.clone()))
             else:
@@ -212,11 +212,3 @@ def modality_shares(names: Collection[str], weights: Mapping[str, float]) -> dic
             f"model.modality_weights: {', '.join(sorted(names))} cannot all have the weight 0; raise one of them"
         )
     return {name: weights[name] / known * (named / len(names)) if name in weights else 1 / len(names) for name in names}
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    # On "meta" first, where the layer's own initial values cost nothing and draw nothing.
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
-    nn.init.uniform_(layer.bias, -(inputs**-0.5), inputs**-0.5, generator=generator)
-    return layer

@@ -29,19 +29,17 @@ the middle of MMRec's grid {.1, .01, 1e-3, 1e-4, 1e-5}.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from training.common.errors import ConfigError, DataError
 from training.graph import Graph
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import batch_square_sum, bpr_loss, margin, take
+from training.models.layers import batch_square_sum, bpr_loss, linear, margin, take, unit_rows
 
 
 class GRCNConfig(ModelConfig):
@@ -61,12 +59,6 @@ class GRCNConfig(ModelConfig):
     )
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Return the rows divided by their norms: ``F.normalize`` with half the passes on the way back."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x * norms.clamp_min(1e-12).reciprocal()
-
-
 class _Content(nn.Module):
     """What belongs to one modality."""
 
@@ -76,16 +68,13 @@ class _Content(nn.Module):
         super().__init__()
         width = features.shape[1]
         self.register_buffer("features", features, persistent=False)
-        # P, p
-        self.projection: nn.Linear = skip_init(nn.Linear, width, config.dimension)  # type: ignore[no-untyped-call]
-        nn.init.xavier_normal_(self.projection.weight, generator=generator)
-        nn.init.uniform_(self.projection.bias, -1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+        self.projection = linear(width, config.dimension, generator, xavier=True)  # P, p
         self.preferences = nn.Parameter(torch.empty(n_users, config.dimension))
         nn.init.xavier_normal_(self.preferences, generator=generator)
 
     def projected(self) -> Tensor:
         """Return f [I, d]."""
-        return _unit(F.leaky_relu(self.projection(self.features), inplace=True))
+        return unit_rows(F.leaky_relu(self.projection(self.features), inplace=True))
 
 
 class GRCN(Recommender):
@@ -123,7 +112,7 @@ class GRCN(Recommender):
         context, attention, content = {}, [], []
         for name, network in self.contents.items():
             items = network.projected()
-            users = self.routed(_unit(network.preferences), items)
+            users = self.routed(unit_rows(network.preferences), items)
             agreement = self.to_users.dot(users, items)  # [E], the same in both directions
             alpha = self.graph.softmax(torch.cat([agreement, agreement[self.turned]]))  # [2E]
             x = torch.cat([users, items])
@@ -145,7 +134,7 @@ class GRCN(Recommender):
         if self.config.routing == "item_to_user":
             for _ in range(self.config.routings):
                 alpha = self.to_users.softmax(self.to_users.dot(users, items))  # [E]
-                users = _unit(users + self.to_users(items, alpha))
+                users = unit_rows(users + self.to_users(items, alpha))
         return users
 
     def convolved(self, edges: Tensor) -> Tensor:
@@ -153,7 +142,7 @@ class GRCN(Recommender):
         # Not ``take``: its backward pass is twenty times slower on rows as narrow as these.
         confidence = self.confidence.index_select(0, self.graph.sources)  # [2E, M]
         weights = F.relu((edges * confidence).amax(dim=1))  # [2E]
-        x = total = _unit(self.ids)
+        x = total = unit_rows(self.ids)
         for _ in range(self.config.layers):
             x = self.graph(x, weights)
             total = total + x

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 
 def take(table: Tensor, rows: Tensor | None, *, sparse: bool = False) -> Tensor:
@@ -36,6 +37,38 @@ def bpr_loss(margins: Tensor) -> Tensor:
         A scalar. Written with softplus, so that it stays finite for any scores.
     """
     return F.softplus(-margins).mean()
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator, *, xavier: bool, bias: bool = True) -> nn.Linear:
+    """Return a linear layer whose initial values all come from a generator.
+
+    Args:
+        inputs: Its width.
+        outputs: Width of what it gives.
+        generator: For the initial values.
+        xavier: Xavier normal weights, as MMRec sets them in some models, or PyTorch's default, U(±1/√inputs).
+        bias: Whether it has one; U(±1/√inputs), PyTorch's default.
+    """
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs, bias=bias)  # type: ignore[no-untyped-call]
+    bound = inputs**-0.5
+    if xavier:
+        nn.init.xavier_normal_(layer.weight, generator=generator)
+    else:
+        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    if bias:
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Return the rows [n, d] divided by their norms: ``F.normalize`` with half the passes on the way back."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x * norms.clamp_min(1e-12).reciprocal()
+
+
+def paired_dot(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor) -> Tensor:
+    """Return ``Σ_b <left[left_rows_b], right[right_rows_b]>``, a scalar."""
+    return torch.dot(take(left, left_rows).flatten(), take(right, right_rows).flatten())
 
 
 def batch_norm_of(rows: Tensor, positions: Tensor) -> Tensor:

@@ -30,20 +30,17 @@ effect, since its tables are never optimised (``train_tables=False``): ours is t
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
-from torch_geometric.utils import degree
 
 from training.common.errors import ConfigError, DataError
 from training.graph import Graph
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import batch_square_sum, bpr_loss, margin, take
+from training.models.layers import batch_square_sum, bpr_loss, linear, margin, take, unit_rows
 
 
 class MMGCNConfig(ModelConfig):
@@ -62,30 +59,6 @@ class MMGCNConfig(ModelConfig):
     )
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator, *, xavier: bool, bias: bool = True) -> nn.Linear:
-    """Return a linear layer with Xavier normal or PyTorch's default weights, and PyTorch's default biases."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs, bias=bias)  # type: ignore[no-untyped-call]
-    if xavier:
-        nn.init.xavier_normal_(layer.weight, generator=generator)
-    else:
-        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
-    if bias:
-        nn.init.uniform_(layer.bias, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
-    return layer
-
-
-def _averaging(targets: Tensor, sources: Tensor, n_targets: int, n_sources: int) -> Graph:
-    graph = Graph(targets, sources, n_targets, n_sources)
-    graph.weights = degree(graph.targets, n_targets)[graph.targets].reciprocal()
-    return graph
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Return the rows divided by their norms: ``F.normalize`` with half the passes on the way back."""
-    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x * norms.clamp_min(1e-12).reciprocal()
-
-
 def _lrelu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, inplace=True)  # no input of ours is needed for the backward pass of what made it
 
@@ -95,9 +68,9 @@ class _Convolution(nn.Module):
 
     def __init__(self, width: int, dimension: int, generator: torch.Generator, *, first: bool) -> None:
         super().__init__()
-        self.neighbours = _linear(width, width, generator, xavier=True, bias=False)  # W_l
-        self.self_loop = _linear(width, dimension, generator, xavier=True)  # S_l, c_l
-        self.joined = _linear(width + dimension, dimension, generator, xavier=first)  # G_l, b_l
+        self.neighbours = linear(width, width, generator, xavier=True, bias=False)  # W_l
+        self.self_loop = linear(width, dimension, generator, xavier=True)  # S_l, c_l
+        self.joined = linear(width + dimension, dimension, generator, xavier=first)  # G_l, b_l
 
     def heard(self, graph: Graph, sources: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return G_l's half for h, and b_l: [T, d], or the given rows of it, from x_{l-1} of the sources [S, D]."""
@@ -123,10 +96,10 @@ class _Network(nn.Module):
         width = features.shape[1]
         self.projection: nn.Linear | None = None
         if width > config.project_above:
-            self.projection = _linear(width, config.projected_width, generator, xavier=False)
+            self.projection = linear(width, config.projected_width, generator, xavier=False)
             width = config.projected_width
         elif config.inject_at == "projected":
-            features = _unit(features)  # the site itself, which then never changes
+            features = unit_rows(features)  # the site itself, which then never changes
         self.register_buffer("features", features, persistent=False)
         self.inject_at = config.inject_at
         preferences = nn.init.xavier_normal_(torch.empty(n_users, width), generator=generator)
@@ -144,7 +117,7 @@ class _Network(nn.Module):
 
     def start(self, features: Tensor) -> Tensor:
         """Return the items' rows of x_0 [I, D] from raw features [I, F_m]."""
-        return _unit(features if self.projection is None else self.projection(features))
+        return unit_rows(features if self.projection is None else self.projection(features))
 
 
 def _keep(module: nn.Module, name: str, table: Tensor, *, learned: bool) -> None:
@@ -168,8 +141,8 @@ class MMGCN(Recommender):
         if not data.features:
             raise DataError("MMGCN needs features of at least one modality, the data set has none; add NAME_feat.npy")
         self.config = config
-        self.to_users = _averaging(data.edges[0], data.edges[1], data.n_users, data.n_items)
-        self.to_items = _averaging(data.edges[1], data.edges[0], data.n_items, data.n_users)
+        self.to_users = Graph.averaging(data.edges[0], data.edges[1], data.n_users, data.n_items)
+        self.to_items = Graph.averaging(data.edges[1], data.edges[0], data.n_items, data.n_users)
         ids = nn.init.xavier_normal_(torch.empty(data.n_users + data.n_items, config.dimension), generator=generator)
         _keep(self, "id_users", ids[: data.n_users].clone(), learned=config.train_tables)
         _keep(self, "id_items", ids[data.n_users :].clone(), learned=config.train_tables)
@@ -184,7 +157,7 @@ class MMGCN(Recommender):
         sites, context = {}, {}
         for name, network in self.networks.items():
             sites[name] = network.site()
-            users, first = _unit(network.preferences), network.convolutions[0]
+            users, first = unit_rows(network.preferences), network.convolutions[0]
             context[f"{name}/own"] = first.own(users, self.id_users)  # [U, d]
             context[f"{name}/heard"] = first.heard(self.to_items, users)  # [I, d]
         if self.training:

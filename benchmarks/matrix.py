@@ -5,6 +5,7 @@ Each row stands for itself: what goes wrong in one is said in it, and the others
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -65,15 +66,18 @@ def run_matrix(study: Study, on_stage: Stage = lambda _: None) -> Iterator[Row]:
     """Make the rows of a study, one after another. The seed is the study's first.
 
     Args:
-        study: Combinations and data; a DVIB variant is compared with the plain one of its model where that went well.
+        study: Combinations and data, each model's together and the plain one first: the DVIB variants are compared
+            with it where it went well.
         on_stage: Told what happens.
 
     Yields:
         Each row as soon as it is made.
     """
-    with tempfile.TemporaryDirectory(prefix="dvib-matrix-") as place:
-        for combination in study.combinations:
-            yield _make_row(study, combination, Path(place), on_stage)
+    for _, same_model in itertools.groupby(study.combinations, key=lambda combination: combination.model):
+        # Runs and bundles of one model at a time: all together take many gigabytes.
+        with tempfile.TemporaryDirectory(prefix="dvib-matrix-") as place:
+            for combination in same_model:
+                yield _make_row(study, combination, Path(place), on_stage)
 
 
 def _make_row(study: Study, combination: Combination, place: Path, on_stage: Stage) -> Row:

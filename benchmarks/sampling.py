@@ -70,12 +70,12 @@ def sample(
     calls: dict[str, Call] = {}
     for number in range(rounds):
         calls.clear()
-        for name in _shuffled(level.arms, generator):
+        for name in shuffled(level.arms, generator):
             calls[name] = level.open(name)
         for first in range(0, level.calls, BLOCK):
             length = min(BLOCK, level.calls - first)
             users = generator.integers(n_users, size=(length + 1, level.users_per_call))
-            for name in _shuffled(level.arms, generator):
+            for name in shuffled(level.arms, generator):
                 call, row = calls[name], times[name][number]
                 call(users[length])
                 for offset in range(length):
@@ -87,5 +87,6 @@ def sample(
     return times
 
 
-def _shuffled(names: Sequence[str], generator: np.random.Generator) -> list[str]:
+def shuffled(names: Sequence[str], generator: np.random.Generator) -> list[str]:
+    """Return the names in an order drawn at random."""
     return [names[position] for position in generator.permutation(len(names))]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.reference_loops import reference_for
+from benchmarks.sampling import shuffled
 from benchmarks.shapes import synthetic_dataset
 from benchmarks.training_profile import profile_steps
 from training.build import build_objective
@@ -110,13 +111,12 @@ def measure(
     reference = reference_for(plain)
     if reference is not None:
         arms["reference_loop"] = Arm(lambda epoch: reference.steps_of(plain.triples(epoch)), plain.steps, settle)
-    order = deque(arms.values())
+    draw = np.random.default_rng(0)
     for epoch in range(epochs + 1):
         for block in range(arms["none"].blocks):
-            # Every arm comes after every other in turn: the one before leaves the caches as it likes.
-            order.rotate()
-            for arm in order:
-                arm.run_block(epoch + 1, block, keep=epoch > 0)
+            # In an order drawn for each turn: the arm before leaves the caches as it likes.
+            for name in shuffled(list(arms), draw):
+                arms[name].run_block(epoch + 1, block, keep=epoch > 0)
         if on_epoch is not None:
             on_epoch()
     seconds = {name: arm.seconds_per_epoch() for name, arm in arms.items()}

@@ -44,7 +44,8 @@ VariantOption = Annotated[Variant, typer.Option("--dvib", help="Plain, DVIB_c or
 PresetOption = Annotated[
     Preset,
     typer.Option(
-        "--preset", help="The published mathematics, tuned on validation data or as it is, or the authors' code's."
+        "--preset",
+        help="The paper's method, with settings tuned on validation data or as published; or the authors' code's.",
     ),
 ]
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Name of the data set.")]
@@ -63,7 +64,7 @@ def _configure() -> None:
 )
 def fit(
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
-    model: Annotated[str, typer.Option("--model", help="The recommender.")] = "vbpr",
+    model: Annotated[str, typer.Option("--model", help="The recommender; `list` shows all.")] = "vbpr",
     dvib: VariantOption = "none",
     preset: PresetOption = "tuned",
     dataset: DatasetOption = DEFAULT_DATASET,

@@ -16,11 +16,17 @@ from torch import Tensor, nn
 with warnings.catch_warnings():
     # torch-geometric scripts some of its own classes when it is imported, in a way that torch has deprecated.
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
-    from torch_geometric.utils import degree
+    from torch_geometric.utils import degree as _degree
     from torch_geometric.utils import softmax as segment_softmax
 
 _EPSILON = 1e-7
 """Added to degrees before they are inverted, as in MMRec."""
+
+
+def degree(ends: Tensor, count: int) -> Tensor:
+    """Return how many edges end in each of so many nodes, int64 [count]: float32 stops counting at 2^24."""
+    degrees: Tensor = _degree(ends, count, torch.int64)
+    return degrees
 
 
 def _compressed(offsets: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor:
@@ -187,7 +193,8 @@ class Graph(nn.Module):
 
     def matrix(self, values: Tensor) -> Tensor:
         """Return the graph with these edge values as a compressed matrix [T, S]."""
-        return _compressed(self._offsets, self.sources, values, self.shape[1])
+        # A gradient may come expanded, with strides of zero, which not every kernel looks at.
+        return _compressed(self._offsets, self.sources, values.contiguous(), self.shape[1])
 
     def transposed(self, values: Tensor) -> Tensor:
         """Return the transposed graph with these edge values as a compressed matrix [S, T]."""

@@ -124,6 +124,9 @@ def test_targets_are_the_rows_under_their_masks() -> None:
         mask = hidden.context[f"mask of {name}"]
         assert set(torch.unique(mask).tolist()) == {0.0, 2.0}  # 1 / (1 - p)
         assert torch.allclose(latent.extra[f"targets of {name}"], F.normalize(hidden.sites[name] * mask), atol=1e-6)
+    # Each is drawn for itself.
+    masks = [hidden.context[name] != 0 for name in ("item targets", "mask of image", "mask of text")]
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 3
 
 
 def test_nothing_learns_through_a_target() -> None:
@@ -273,7 +276,9 @@ def test_initial_values() -> None:
         assert 0.9 * bound < table.abs().max().item() <= bound
     for layer in (model.predictor, model.get_submodule("projection_text")):
         assert isinstance(layer, torch.nn.Linear)
-        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / sum(layer.weight.shape)), rel=0.1)
+        deviation = math.sqrt(2 / sum(layer.weight.shape))
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.1)
+        assert layer.weight.abs().max().item() > 2 * deviation  # normal, not uniform
         assert 0.5 < layer.bias.abs().max().item() * math.sqrt(layer.in_features) <= 1
     for name, matrix in tables(model).items():
         assert torch.equal(matrix, torch.from_numpy(DATASET.features[name].copy()))

@@ -300,7 +300,7 @@ def test_list_shows_every_setting_with_its_value_meaning_and_source(
     assert "validation" in rows["model.regularisation"][2]
     assert rows["training.learning_rate"][0] == "0.002"
     assert rows["data.min_rating"][0] == "4.0"
-    assert rows["training.seed"] == ["999", TrainingConfig.model_fields["seed"].description, "default"]
+    assert rows["training.seed"] == ["999", TrainingConfig.model_fields["seed"].description, "MMRec"]
     assert rows["dvib.net_phi_hidden"][0] == "[32, 32]"
     assert rows["dvib.perturbed_terms"][0] == "null"
     assert all(meaning for _, meaning, _ in rows.values())

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from training import settings as module
 from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError
-from training.config import RunConfig, TrainingConfig, build_config, known_keys
+from training.config import RunConfig, TrainingConfig, build_config, known_keys, preset_settings
 from training.data.options import DataOptions
 from training.dvib.config import DvibConfig
 from training.models import MODELS, model_class
@@ -79,11 +79,13 @@ def test_a_preset_names_known_keys_only(preset: Preset) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference"])
-def test_a_preset_spells_out_the_method(preset: Preset) -> None:
-    document = preset_document(preset)
-    unsaid = set(DvibConfig.model_fields) - set(document["dvib"]) - {"variant"}
-    assert unsaid <= ({"phi_is"} if document["dvib"]["regulariser"]["value"] == "kl_std" else set())
-    assert set(document["models"]) == set(MODELS)
+def test_a_preset_spells_out_every_setting(preset: Preset) -> None:
+    assert set(preset_document(preset)["models"]) == set(MODELS)
+    for name in MODELS:
+        for variant in VARIANTS:
+            said = preset_settings(name, "unheard-of", variant, preset)
+            found = [f"{section}.{key}" for section, settings in said.items() for key in settings]
+            assert sorted(found) == sorted(known_keys(name))  # no default without a source
 
 
 def test_the_paper_preset_says_what_the_schemas_default_to() -> None:
@@ -91,8 +93,9 @@ def test_the_paper_preset_says_what_the_schemas_default_to() -> None:
         return tuple(value) if isinstance(value, list) else value
 
     document = preset_document("paper")
-    for section, defaults in (("dvib", DvibConfig.model_validate({})), ("training", TrainingConfig.model_validate({}))):
-        known = defaults.model_dump()
+    schemas: dict[str, type[BaseModel]] = {"dvib": DvibConfig, "training": TrainingConfig, "data": DataOptions}
+    for section, schema in schemas.items():
+        known = schema().model_dump()
         for name, leaf in document[section].items():
             assert (section, name, plain(leaf["value"])) == (section, name, known[name])
     for model_name, scope in document["models"].items():
@@ -166,6 +169,7 @@ def test_the_reference_preset_has_the_authors_places_and_flaws_per_model() -> No
         ("dvib.mix=multiply", r"dvib\.mix: .*'add' or 'convex'.*'multiply'"),
         ("dvib.gamma_d=-0.1", r"dvib\.gamma_d: "),
         ("dvib.prior=0", r"dvib\.prior: "),
+        ("dvib.prior=.inf", r"dvib\.prior: .*finite"),
         ("dvib.sigma=", r"dvib\.sigma: .*None"),
         ("model.dimension=0", r"model\.dimension: .*greater than or equal to 1, got 0"),
         ("model.regularisation=x", r"model\.regularisation: .*'x'"),
@@ -189,6 +193,7 @@ def test_bad_settings_name_the_key_and_the_value(override: str, message: str) ->
     ("overrides", "message"),
     [
         (("dvib.noise=dropout", "dvib.sigma=1.5"), r"^dvib\.noise=dropout takes dvib\.sigma for a rate.*got 1\.5"),
+        (("dvib.mix=convex", "dvib.gamma_d=1.5"), r"^dvib\.mix=convex takes dvib\.gamma_d for a share.*got 1\.5"),
         (("dvib.rows=all", "dvib.sampled_items=5"), r"^dvib\.sampled_items=5 adds nothing to dvib\.rows=all"),
     ],
 )

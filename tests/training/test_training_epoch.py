@@ -14,6 +14,7 @@ from training.dvib.objective import Objective, PlainObjective
 from training.dvib.perturbation import NetPhi, Noise, perturb
 from training.epoch import EpochRunner
 from training.evaluation import EvaluationSet, evaluate_model
+from training.models import MODELS
 from training.randomness import stream
 
 DATASET = planted_blocks(n_users=12, n_items=40)
@@ -67,6 +68,16 @@ def test_without_weights_dvib_trains_the_baseline_bit_for_bit(
     assert all(float(noise.std()) > 0.01 for noise in spies.noises)
     assert len(spies.phis) == (steps if variant == "adaptive" else 0)
     assert all(bool(((phi > 0) & (phi < 1)).all()) for phi in spies.phis)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_without_weights_dvib_trains_every_model_bit_for_bit_as_without_dvib(model: str) -> None:
+    baseline = trained(make_config("none", model=model), DATASET, 2).model.state_dict()
+    zero = ("dvib.gamma_0=0", "dvib.gamma_d=0", "dvib.gamma_r=0", "dvib.sigma=0.5")
+    for variant in DVIB:
+        assert same_tensors(baseline, trained(make_config(variant, *zero, model=model), DATASET, 2).model.state_dict())
+    other = trained(make_config("constant", "dvib.sigma=0.5", model=model), DATASET, 2).model.state_dict()
+    assert not same_tensors(baseline, other)
 
 
 @pytest.mark.parametrize("variant", DVIB)

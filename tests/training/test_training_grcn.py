@@ -206,8 +206,21 @@ def test_shapes_and_initial_values() -> None:
             bound = 1 / math.sqrt(FEATURES[name.split(".")[0].removeprefix("of_")].shape[1])
             assert 0.9 * bound < value.abs().max().item() <= bound
         elif name != "confidence":  # too small a table to judge its deviation
-            assert value.std().item() == pytest.approx(math.sqrt(2 / sum(value.shape)), rel=0.1), name
+            assert_xavier_normal(name, value)
     assert sorted(model.state_dict()) == sorted(state)
+
+
+def assert_xavier_normal(name: str, value: Tensor) -> None:
+    deviation = math.sqrt(2 / sum(value.shape))
+    assert value.std().item() == pytest.approx(deviation, rel=0.1), name
+    assert value.abs().max().item() > 2 * deviation, name  # a uniform distribution ends at √3
+
+
+def test_initial_confidence() -> None:
+    many = replace(model_data(DATASET), n_users=500)
+    model = GRCN(GRCN.Config.model_validate({"dimension": 3}), many, torch.Generator().manual_seed(0))
+    assert model.confidence.shape == (506, 2)
+    assert_xavier_normal("confidence", model.confidence)
 
 
 def test_building_draws_nothing_from_the_global_state() -> None:

@@ -205,10 +205,12 @@ def test_shapes_and_initial_values() -> None:
     }
     xavier = ["of_image.preferences", f"{layer}.0.joined.weight"]
     xavier += [f"{layer}.{n}.{part}.weight" for n in range(3) for part in ("neighbours", "self_loop")]
-    for name in xavier:
-        assert state[name].std().item() == pytest.approx(math.sqrt(2 / sum(state[name].shape)), rel=0.1), name
     ids = torch.cat([state["id_users"], state["id_items"]])
-    assert ids.std().item() == pytest.approx(math.sqrt(2 / (11 + 64)), rel=0.1)
+    tables: dict[str, Tensor] = {"ids": ids, **{name: state[name] for name in xavier}}
+    for name, value in tables.items():
+        deviation = math.sqrt(2 / sum(value.shape))
+        assert value.std().item() == pytest.approx(deviation, rel=0.1), name
+        assert value.abs().max().item() > 2 * deviation, name  # normal: a uniform distribution ends at √3
     for name in ("of_image.projection", f"{layer}.1.joined", f"{layer}.2.joined"):  # torch's own default
         bound = 1 / math.sqrt(state[f"{name}.weight"].shape[1])
         for kind in ("weight", "bias"):

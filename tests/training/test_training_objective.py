@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from tests.helpers_training import make_config, planted_blocks
+from tests.helpers_training import make_config, planted_blocks, ready
 from training.build import build_objective
 from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError
@@ -21,7 +21,8 @@ from training.dvib import objective as objective_module
 from training.dvib.divergence import jensen_shannon
 from training.dvib.objective import DvibObjective, Objective, StepLoss
 from training.dvib.perturbation import NetPhi
-from training.models.base import Batch
+from training.models import MODELS
+from training.models.base import Batch, Hidden, Latent
 from training.models.vbpr import VBPR
 
 DATASET = planted_blocks(n_users=12, n_items=40)
@@ -344,6 +345,27 @@ def test_sampled_items_widen_the_softmax_and_leave_the_triples_alone(
     assert results[0].terms["entropy"].item() != results[1].terms["entropy"].item()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_counts_the_batch_whatever_other_rows_take_part(name: str) -> None:
+    # Without dropout: its masks are drawn for the rows, so that other rows shift the draws.
+    still = {"bm3": ("model.dropout=0",), "selfcf": ("model.dropout=0", "model.max_edge_dropout=0")}
+    weight = "model.modality_loss=0.3" if name == "freedom" else "model.regularisation=0.3"
+    objective = build_objective(make_config("none", weight, *still.get(name, ()), model=name), DATASET)
+    triples = draw_triples()
+    negatives = triples.negatives if objective.model.samples_negatives else triples.negatives[:0]
+    few = Batch.of(triples.users, triples.positives % 20, negatives % 20)
+    more = module.with_sampled_items(few, torch.arange(40), 30, torch.Generator().manual_seed(1))
+    every = Batch.of(triples.users, triples.positives % 20, negatives % 20, all_items=True)
+    found = []
+    for batch in (few, more, every):
+        ready(objective)
+        latent = objective.model.represent(objective.model.hidden(batch.rows))
+        found.append({term: value.item() for term, value in objective.general(latent, batch).items()})
+    assert len(found[0]) == 2 + (name == "bm3")
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_sampled_items_are_drawn_from_the_noise_generator_anew() -> None:
     batch = Batch.of(torch.tensor([0]), torch.tensor([2]), torch.tensor([7]))
     pool, generator = torch.arange(10, 1000), torch.Generator().manual_seed(0)
@@ -402,11 +424,19 @@ def test_a_shared_net_phi_serves_all_places_of_its_width(model: str) -> None:
     assert len(separate.net_phi) == len(separate.model.site_widths) == 2
 
 
-def test_a_weight_of_zero_costs_no_backward_pass_but_is_logged() -> None:
+def test_a_weight_of_zero_costs_no_backward_pass_but_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     triples = draw_triples()
     config = make_config("adaptive", "dvib.gamma_0=0", "dvib.gamma_d=0", "dvib.gamma_r=0")
     objective = build_objective(config, DATASET)
+    represent, recorded = objective.model.represent, []
+
+    def spy(hidden: Hidden) -> Latent:
+        recorded.append(torch.is_grad_enabled())
+        return represent(hidden)
+
+    monkeypatch.setattr(objective.model, "represent", spy)
     result = step(objective, triples)
+    assert recorded == [True, False]
     result.total.backward()  # type: ignore[no-untyped-call]
     assert all(value.grad is None for value in objective.own_parameters().values())
     assert {"general_perturbed", "distillation", "js", "variational", "phi_mean"} <= set(result.terms)

@@ -14,7 +14,7 @@ STEPS: list[list[int]] = [[0, 3], [3, 3, 1], [0], [5, 0, 5, 5], [2, 3], [1], [3]
 
 def start(seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"table": (ROWS, 3), "other": (ROWS, 2), "weight": (3, 2)}
+    shapes = {"table": (ROWS, 3), "other": (ROWS, 3), "weight": (3, 2)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -23,11 +23,11 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
 
 
 def loss(values: dict[str, nn.Parameter], rows: list[int], *, sparse: bool) -> Tensor:
-    """Something with a different gradient each time; ``other`` has no gradient in every third step."""
+    """Something with a different gradient each time; ``other`` takes other rows, and none in every third step."""
     taken = take(values["table"], torch.tensor(rows), sparse=sparse)
     total = (torch.tanh(taken @ values["weight"]) - 0.3).square().sum()
     if len(rows) != 1:
-        total = total + take(values["other"], torch.tensor(rows[::-1]), sparse=sparse).cos().sum()
+        total = total + take(values["other"], ROWS - 1 - torch.tensor(rows), sparse=sparse).cos().sum()
     return total
 
 

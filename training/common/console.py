@@ -96,7 +96,8 @@ def run(program: str, load_app: Callable[[], typer.Typer], arguments: Sequence[s
     try:
         result = load_app()(args=arguments, prog_name=program, standalone_mode=False)
     except TyperException as error:
-        message = error.format_message().rstrip(".")
+        # A choice that pydantic checks comes with pydantic's own prefix.
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
         # Without any argument the help has been shown, and there is nothing to complain about.
         raise SystemExit(
             _complain(program, f"{message}; see {program} --help") if message else EXIT_BAD_INPUT

@@ -40,7 +40,7 @@ class DvibConfig(BaseModel):
     )
     rows: Literal["batch", "all"] = Field(
         "batch",
-        description="items that the two passes, the distillation and the regulariser cover: the batch's, or all",
+        description="items that both passes, distillation, entropy and regulariser cover: the batch's, or all",
     )
     candidates: Literal["training", "all"] = Field(
         "training",
@@ -70,7 +70,10 @@ class DvibConfig(BaseModel):
         "model. It flattens the scores: what the authors' term does in the main, without noise or a second pass",
     )
     prior: float = Field(
-        0.5, gt=0, description="a: variance of the prior under eq13, its standard deviation under kl_std"
+        0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="a: variance of the prior under eq13, its standard deviation under kl_std",
     )
     regulariser: Literal["eq13", "kl_std"] = Field("eq13", description="Eq. 13, or the authors' KL of two normals")
     phi_is: Literal["std", "var"] = Field(
@@ -85,6 +88,8 @@ class DvibConfig(BaseModel):
     def _fits_together(self) -> Self:
         if self.noise == "dropout" and self.variant == "constant" and self.sigma > 1:
             raise ValueError(f"dvib.noise=dropout takes dvib.sigma for a rate, at most 1, got {self.sigma}; lower it")
+        if self.mix == "convex" and self.gamma_d > 1:
+            raise ValueError(f"dvib.mix=convex takes dvib.gamma_d for a share, at most 1, got {self.gamma_d}; lower it")
         if self.sampled_items and self.rows == "all":
             raise ValueError(
                 f"dvib.sampled_items={self.sampled_items} adds nothing to dvib.rows=all; leave it at 0, "

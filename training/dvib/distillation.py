@@ -51,9 +51,10 @@ def distil(
         user_weights: Share of each user in the batch, float32 [n_u].
 
     Returns:
-        The configured divergence and, for the log, the Jensen–Shannon divergence (of ``LOGGED_USERS`` users where
-        scores are compared and it is not the configured one), or None where the perturbation reaches nothing that is
-        compared. What it does not reach is the same tensor in both passes.
+        The configured divergence and, for the log, the Jensen–Shannon divergence: the sum of the means over the rows of
+        everything that is compared, or with scores the mean over the batch (over ``LOGGED_USERS`` of its users, where
+        only the log wants it). None where the perturbation reaches nothing of that: what it does not reach is the same
+        tensor in both passes.
     """
     divergence = DIVERGENCES[config.divergence]
     sides = [(clean.items, perturbed.items), (clean.users, perturbed.users)]

@@ -30,7 +30,7 @@ class StepLoss:
 
     Attributes:
         total: Scalar with a graph, to be minimised.
-        terms: Detached scalars for the log, unweighted unless the name says otherwise.
+        terms: Detached scalars for the log: the model's terms as the model weighs them, the others without weights.
     """
 
     total: Tensor

@@ -16,10 +16,10 @@ MODELS: dict[str, type[Recommender]] = {
     "vbpr": VBPR,
     "mmgcn": MMGCN,
     "grcn": GRCN,
-    "layergcn": LayerGCN,
     "bm3": BM3,
     "freedom": FREEDOM,
     "selfcf": SelfCF,
+    "layergcn": LayerGCN,
 }
 
 

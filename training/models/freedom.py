@@ -126,9 +126,12 @@ class FREEDOM(Recommender):
         steps[last] = take(self.item_graph(h), rows.items)
         features = {name: self._project(name, rows.items) for name in self.modalities} if self.training else {}
         context = {"users": take(users, rows.users), "items": take(items, rows.items)}
+        if self.config.inject_at == "projected":
+            context["items"] = context["items"] + steps[last]
+            return Hidden(features, context, rows)
         context.update({f"step {name}": value for name, value in steps.items()})
         context.update({f"projected {name}": value for name, value in features.items()})
-        return Hidden(steps if self.config.inject_at == "graph" else features, context, rows)
+        return Hidden(steps, context, rows)
 
     def _project(self, name: str, rows: Tensor | None) -> Tensor:
         features = take(getattr(self, f"features_{name}"), rows, sparse=True)  # [n_i, F_m]
@@ -141,9 +144,9 @@ class FREEDOM(Recommender):
         S is linear, so that is h + Σ_l S^(L'-l) (site_l - h_l), and nothing to do for the sites as they came.
         """
         context = hidden.context
-        *inner, last = self.steps
         if self.config.inject_at == "projected":
-            return Latent(context["users"], context["items"] + context[f"step {last}"], hidden.sites)
+            return Latent(context["users"], context["items"], hidden.sites)
+        *inner, last = self.steps
         items = context["items"] + hidden.sites[last]
         added: Tensor | None = None
         for name in inner:

@@ -1,7 +1,7 @@
-"""LayerGCN: layer-refined graph convolution for recommendation. Needs no modality.
+"""LayerGCN: layer-refined graph convolution for recommendation.
 
 Zhou, Lin, Liu and Miao, "Layer-refined Graph Convolutional Networks for Recommendation", ICDE 2023, in the form of the
-MMRec toolbox.
+MMRec toolbox. Needs no modality.
 
     x_0 = [P ; Q]                          [N, d]    ego embeddings, users first
     h_l = Â' x_{l-1}

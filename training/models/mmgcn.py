@@ -15,6 +15,7 @@ D = ``projected_width`` where F_m > ``project_above`` and D = F_m otherwise:
     L0 = BPR + λ (mean(id_u² + id_i²) + Σ_m mean(T_m²)), the first mean over the 2B (user, item) rows of a batch
 
 A node without neighbours hears zero. The id embedding [N, d] is one for all modalities, everything else belongs to one.
+MMRec's decay counts the preferences of the images alone.
 
 Sites, one per modality under its name: ``projected``, H = f/‖f‖ [I, D]; ``input``, H = m [I, F_m], where the WWW 2025
 authors' code perturbs it. f2 is the whole network. What H cannot reach is computed once, in ``hidden``: the users' own

@@ -13,7 +13,7 @@ MMRec toolbox. Needs neither modalities nor negative samples.
 The cosines are means over the batch, the squares a sum. Every training pass draws a rate r from U(0, 1), drops each of
 Â's 2E entries independently with probability r and divides the others by 1 - r; the two directions of an interaction
 are separate entries. MMRec lets r come arbitrarily close to 1, where nothing is left; here it stops at 0.95. Inference
-uses Â.
+uses Â. A row that a batch repeats has one target; MMRec draws a mask for each repetition.
 
 Sites: ``users`` and ``items``, H = [u ; i]; f2 is the predictor together with the target branch. So have the remains of
 the WWW 2025 authors' code for this model.

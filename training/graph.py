@@ -172,7 +172,8 @@ class Graph(nn.Module):
             return result
         messages = values.unsqueeze(1) * x.index_select(0, self.sources)  # [E, d]
         # Adding whole rows by number becomes one ScatterND, which runs twelve times faster than ScatterElements.
-        return torch.zeros(self.shape[0], x.shape[1], device=x.device).index_add(0, self.targets, messages)
+        heard = torch.zeros(self.shape[0], x.shape[1], dtype=messages.dtype, device=x.device)
+        return heard.index_add(0, self.targets, messages)
 
     def dot(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``<left_{t_e}, right_{s_e}>`` for every edge, float32 [E].

@@ -139,7 +139,7 @@ def broken(kind: type[Faulty]) -> Callable[[Objective], Recommender]:
         assert type(model) is VBPR
         model.__class__ = kind
         if kind is OneNetPhiTensor:
-            model.leftover = nn.Parameter(objective.own_parameters()["net_phi.fused.4.bias"].detach().clone())
+            model.leftover = nn.Parameter(objective.own_parameters()["net_phi.at_fused.4.bias"].detach().clone())
         if kind is SwappedHalves:
             d = model.items.shape[1]
             model.users.data = torch.cat([model.users.data[:, d:], model.users.data[:, :d]], dim=1)

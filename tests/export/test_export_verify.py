@@ -168,8 +168,8 @@ def plant(model: onnx.ModelProto, kind: str) -> None:
     before = turned.input[0]
     place = list(model.graph.node).index(turned)
     if kind == "net_phi":
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "net_phi.fused.4.bias"))
-        nodes = [helper.make_node("Add", [before, "net_phi.fused.4.bias"], ["planted"])]
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "net_phi.at_fused.4.bias"))
+        nodes = [helper.make_node("Add", [before, "net_phi.at_fused.4.bias"], ["planted"])]
     elif kind == "random":
         nodes = [
             helper.make_node("RandomNormalLike", [before], ["noise"], scale=1e-30),

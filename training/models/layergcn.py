@@ -107,12 +107,21 @@ class LayerGCN(Recommender):
         if self.training:
             total: Tensor = _Refined.apply(ego, graph, self.config.layers)  # type: ignore[no-untyped-call]
         else:
-            x, total = ego, torch.zeros_like(ego)
-            for _ in range(self.config.layers):
-                x = graph(x)
-                x = F.cosine_similarity(x, ego, eps=_EPSILON).unsqueeze(1) * x
-                total = total + x
+            # The cosine of nearly orthogonal vectors is a small difference of large numbers, and every layer multiplies
+            # its error: in float32 two runtimes would differ by more than a proof of equality allows.
+            total = self._refined(ego.double(), graph).to(ego.dtype)
         return total[: len(users)], total[len(users) :]
+
+    def _refined(self, ego: Tensor, graph: Graph) -> Tensor:
+        """Return x_1 + … + x_L [N, d] of x_0, in its precision."""
+        x, total = ego, torch.zeros_like(ego)
+        ego_square = _square(ego)
+        for _ in range(self.config.layers):
+            h = graph(x)
+            cosines = (h * ego).sum(1, keepdim=True) / (_square(h) * ego_square).sqrt()
+            x = cosines * h
+            total = total + x
+        return total
 
     def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
         """Return the BPR term, summed over the batch."""
@@ -130,6 +139,11 @@ class LayerGCN(Recommender):
     def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """Return users [n_u, d] and items [n_i, d]: the representations themselves."""
         return latent.users, latent.items
+
+
+def _square(x: Tensor) -> Tensor:
+    """Return the squared norm of every row [n, 1]; written out, because ONNX Runtime has no ReduceL2 of float64."""
+    return (x * x).sum(1, keepdim=True).clamp_min(_EPSILON**2)
 
 
 class _Refined(torch.autograd.Function):

@@ -54,6 +54,9 @@ class GRCNConfig(ModelConfig):
     regularisation: float = Field(
         1e-3, ge=0, allow_inf_nan=False, description="λ, weight of the mean squared id embeddings and preferences"
     )
+    initial_confidence: Literal["xavier", "one"] = Field(
+        "xavier", description="what C starts from: small numbers, half of which prune (MMRec), or ones"
+    )
     inject_at: Literal["content", "edges"] = Field(
         "content", description="what H is: the modalities' representations, or the edges' attention"
     )
@@ -99,6 +102,8 @@ class GRCN(Recommender):
         self.ids = nn.Parameter(nn.init.xavier_normal_(torch.empty(nodes, config.dimension), generator=generator))
         self.confidence = nn.Parameter(torch.empty(nodes, len(data.features)))
         nn.init.xavier_normal_(self.confidence, generator=generator)
+        if config.initial_confidence == "one":
+            nn.init.ones_(self.confidence)
         self.contents: dict[str, _Content] = {}
         for name, features in data.features.items():
             self.contents[name] = _Content(config, features, data.n_users, generator)

@@ -5,9 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.models.base import Batch
-from training.models.layers import batch_norm_of, bpr_loss, margin, take
+from training.models.layers import (
+    batch_norm_of,
+    bpr_loss,
+    cosine_sum,
+    linear,
+    margin,
+    summed_rows,
+    take,
+    unit_rows,
+)
 
 USERS = torch.tensor([0, 2, 2, 1, 0])
 POSITIVES = torch.tensor([0, 3, 1, 1, 0])
@@ -98,3 +108,46 @@ def test_a_batch_names_the_same_triples_by_position(all_items: bool) -> None:
     assert torch.equal(rows[batch.positives], positives)
     assert torch.equal(rows[batch.negatives], negatives)
     assert batch.user_weights().tolist() == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_summed_rows_equal_a_loop() -> None:
+    draw = torch.Generator().manual_seed(3)
+    table = torch.randn(5, 4, generator=draw)
+    rows, into = torch.tensor([0, 4, 4, 2, 0]), torch.tensor([1, 1, 0, 3, 1])
+    expected = torch.zeros(4, 4)
+    for row, target in zip(rows.tolist(), into.tolist(), strict=True):
+        expected[target] += table[row]
+    assert torch.allclose(summed_rows(table, rows, into, 4), expected)
+
+
+def test_the_cosine_sum_and_its_gradient_equal_torchs_own() -> None:
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(6, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    towards = torch.randn(6, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    unit = F.normalize(towards.detach(), dim=1)
+    assert cosine_sum(x, unit).item() == pytest.approx(F.cosine_similarity(x, towards).sum().item())
+    assert torch.autograd.gradcheck(lambda value: 3 * cosine_sum(value, towards.detach()), (x,))
+    cosine_sum(x, towards).backward()  # type: ignore[no-untyped-call]
+    assert towards.grad is None  # nothing learns through the targets
+    zero = torch.zeros(2, 3, requires_grad=True)
+    assert cosine_sum(zero, torch.ones(2, 3)).item() == 0
+
+
+def test_unit_rows_have_length_one_and_zero_stays_zero() -> None:
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, -2.0]])
+    assert unit_rows(x).tolist() == [pytest.approx([0.6, 0.8]), [0, 0], [0, -1]]
+
+
+@pytest.mark.parametrize("xavier", [True, False])
+def test_a_linear_layer_draws_from_its_generator_alone(xavier: bool) -> None:
+    state = torch.get_rng_state()
+    first, again = (linear(40, 30, torch.Generator().manual_seed(1), xavier=xavier) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.weight, again.weight)
+    assert torch.equal(first.bias, again.bias)
+    assert first.weight.shape == (30, 40)
+    bound = 40**-0.5
+    assert 0.9 * bound < float(first.bias.abs().max()) <= bound
+    deviation = (2 / 70) ** 0.5 if xavier else bound / 3**0.5
+    assert float(first.weight.std()) == pytest.approx(deviation, rel=0.1)
+    assert linear(4, 3, torch.Generator(), xavier=xavier, bias=False).bias is None

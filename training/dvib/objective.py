@@ -187,7 +187,14 @@ class DvibObjective(Objective):
     def _scales(self, hidden: Hidden) -> dict[str, Tensor]:
         if self.config.variant == "constant":
             return {name: h.new_full((1, 1), self.config.sigma) for name, h in hidden.sites.items()}
-        return {name: self.net_phi[self._net_of(name)](h) for name, h in hidden.sites.items()}
+        scales = {}
+        for key, net in self.net_phi.items():
+            # Sites that share a net go through it together: the cost of its many small steps is paid once.
+            names = [name for name in hidden.sites if self._net_of(name) == key]
+            rows = [hidden.sites[name] for name in names]
+            phi = net(torch.cat(rows) if len(rows) > 1 else rows[0])
+            scales.update(zip(names, phi.split([len(site) for site in rows]), strict=True))
+        return scales
 
     def _general_perturbed(self, latent: Latent, batch: Batch) -> Tensor:
         terms = self.general(latent, batch, decay=False)

@@ -28,12 +28,11 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from training.common.errors import ConfigError, DataError
 from training.graph import Graph, light_gcn, users_and_items
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import linear, paired_dot, take
+from training.models.layers import cosine_sum, linear, summed_rows, take, unit_rows
 
 
 class BM3Config(ModelConfig):
@@ -109,8 +108,8 @@ class BM3(Recommender):
         )
         # A comparison of uniform numbers: the same as bernoulli_, in a third of the time.
         user_mask, item_mask, *site_masks = torch.split(masks.lt_(kept).div_(kept), sizes)
-        context["user targets"] = F.normalize(user_rows.detach() * user_mask)
-        context["item targets"] = F.normalize(item_rows.detach() * item_mask)
+        context["user targets"] = unit_rows(user_rows.detach() * user_mask)
+        context["item targets"] = unit_rows(item_rows.detach() * item_mask)
         context.update({f"mask of {name}": mask for name, mask in zip(sites, site_masks, strict=True)})
         return Hidden(sites, context, rows)
 
@@ -123,7 +122,7 @@ class BM3(Recommender):
         """Predict from the modalities, and make their targets with the masks that were drawn in ``hidden``."""
         context = hidden.context
         targets = {
-            f"targets of {name}": F.normalize(site.detach() * context[f"mask of {name}"])
+            f"targets of {name}": unit_rows(site.detach() * context[f"mask of {name}"])
             for name, site in hidden.sites.items()
         }
         predicted = {name: self.predictor(site) for name, site in hidden.sites.items()}
@@ -131,19 +130,18 @@ class BM3(Recommender):
 
     def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of users against items, and of the modalities against items and themselves."""
-        extra, count = latent.extra, len(batch.users)
-        cosines = [
-            paired_dot(F.normalize(latent.users), extra["item targets"], batch.users, batch.positives),
-            paired_dot(F.normalize(latent.items), extra["user targets"], batch.positives, batch.users),
-        ]
-        # These compare an item with itself: each distinct row once, weighted by its share of the batch.
-        shares = torch.bincount(batch.positives, minlength=len(latent.items)) / count
+        extra, users, items = latent.extra, batch.users, batch.positives
+        # A row meets the sum of its targets: every distinct row once, whatever the batch repeats.
+        to_users = summed_rows(extra["item targets"], items, users, len(latent.users))
+        to_items = summed_rows(extra["user targets"], users, items, len(latent.items))
+        cosines = cosine_sum(latent.users, to_users) + cosine_sum(latent.items, to_items)
+        shares = (torch.bincount(items, minlength=len(latent.items)) / len(users)).unsqueeze(1)
         modalities = [
-            2 - shares @ (F.normalize(z) * (extra["item targets"] + extra[f"targets of {name}"])).sum(1)
+            2 - cosine_sum(z, shares * (extra["item targets"] + extra[f"targets of {name}"]))
             for name, z in latent.modalities.items()
         ]
         return {
-            "user_item": 2 - (cosines[0] + cosines[1]) / count,
+            "user_item": 2 - cosines / len(users),
             "modalities": self.config.modality_weight * torch.stack(modalities).sum(),
         }
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+_SMALLEST_NORM = 1e-12
+
 
 def take(table: Tensor, rows: Tensor | None, *, sparse: bool = False) -> Tensor:
     """Return the given rows of a table [n, d], or the table itself for ``None``.
@@ -63,12 +65,41 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, *, xavier: boo
 def unit_rows(x: Tensor) -> Tensor:
     """Return the rows [n, d] divided by their norms: ``F.normalize`` with half the passes on the way back."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x * norms.clamp_min(1e-12).reciprocal()
+    return x * norms.clamp_min(_SMALLEST_NORM).reciprocal()
 
 
-def paired_dot(left: Tensor, right: Tensor, left_rows: Tensor, right_rows: Tensor) -> Tensor:
-    """Return ``Σ_b <left[left_rows_b], right[right_rows_b]>``, a scalar."""
-    return torch.dot(take(left, left_rows).flatten(), take(right, right_rows).flatten())
+def summed_rows(table: Tensor, rows: Tensor, into: Tensor, count: int) -> Tensor:
+    """Return ``Σ_b table[rows_b]`` over the b with ``into_b = n``, for every n below count: float32 [count, d]."""
+    return table.new_zeros(count, table.shape[1]).index_add_(0, into, take(table, rows))
+
+
+class _CosineSum(torch.autograd.Function):
+    """Autograd's own graph of a normalisation makes three times the passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, directions: Tensor) -> Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(_SMALLEST_NORM).reciprocal_()
+        unit = x * inverse
+        along = (unit * directions).sum(1, keepdim=True)
+        ctx.save_for_backward(unit, inverse, along, directions)
+        return along.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        unit, inverse, along, directions = ctx.saved_tensors
+        # d<x, g>/|x| = (g - <g, u> u) / |x| with u = x/|x|.
+        return torch.addcmul(directions, unit, along, value=-1).mul_(inverse).mul_(grad_outputs[0]), None
+
+
+def cosine_sum(x: Tensor, directions: Tensor) -> Tensor:
+    """Return ``Σ_n <x_n, g_n> / ‖x_n‖``, a scalar: with unit vectors for g, the sum of cosines.
+
+    Args:
+        x: float32 [n, d].
+        directions: g, float32 [n, d], a constant: nothing learns through it.
+    """
+    result: Tensor = _CosineSum.apply(x, directions.detach())  # type: ignore[no-untyped-call]
+    return result
 
 
 def batch_norm_of(rows: Tensor, positions: Tensor) -> Tensor:

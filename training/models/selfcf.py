@@ -28,12 +28,11 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from training.common.errors import ConfigError
 from training.graph import Graph, light_gcn, users_and_items
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
-from training.models.layers import batch_square_sum, linear, paired_dot, take
+from training.models.layers import batch_square_sum, cosine_sum, linear, summed_rows, take, unit_rows
 
 
 class SelfCFConfig(ModelConfig):
@@ -95,17 +94,17 @@ class SelfCF(Recommender):
         sites = hidden.sites
         extra = {f"encoded {name}": site for name, site in sites.items()}
         for name, mask in hidden.context.items():
-            extra[f"{name} targets"] = F.normalize(sites[name].detach() * mask)
+            extra[f"{name} targets"] = unit_rows(sites[name].detach() * mask)
         return Latent(self.predictor(sites["users"]), self.predictor(sites["items"]), extra=extra)
 
     def loss(self, latent: Latent, batch: Batch) -> dict[str, Tensor]:
         """Return the two cosine terms as one."""
-        extra, count = latent.extra, len(batch.users)
-        cosines = [
-            paired_dot(F.normalize(latent.users), extra["items targets"], batch.users, batch.positives),
-            paired_dot(F.normalize(latent.items), extra["users targets"], batch.positives, batch.users),
-        ]
-        return {"cosine": -0.5 / count * (cosines[0] + cosines[1])}
+        extra, users, items = latent.extra, batch.users, batch.positives
+        # A row meets the sum of its targets: every distinct row once, whatever the batch repeats.
+        to_users = summed_rows(extra["items targets"], items, users, len(latent.users))
+        to_items = summed_rows(extra["users targets"], users, items, len(latent.items))
+        cosines = cosine_sum(latent.users, to_users) + cosine_sum(latent.items, to_items)
+        return {"cosine": -0.5 / len(users) * cosines}
 
     def decay(self, latent: Latent, batch: Batch) -> Tensor:
         """Return λ times half the squared users and items, before the predictor, summed over the batch."""

@@ -187,7 +187,7 @@ class DvibObjective(Objective):
     def _scales(self, hidden: Hidden) -> dict[str, Tensor]:
         if self.config.variant == "constant":
             return {name: h.new_full((1, 1), self.config.sigma) for name, h in hidden.sites.items()}
-        scales = {}
+        scales: dict[str, Tensor] = {}
         for key, net in self.net_phi.items():
             # Sites that share a net go through it together: the cost of its many small steps is paid once.
             names = [name for name in hidden.sites if self._net_of(name) == key]

@@ -70,7 +70,8 @@ def unit_rows(x: Tensor) -> Tensor:
 
 def summed_rows(table: Tensor, rows: Tensor, into: Tensor, count: int) -> Tensor:
     """Return ``Σ_b table[rows_b]`` over the b with ``into_b = n``, for every n below count: float32 [count, d]."""
-    return table.new_zeros(count, table.shape[1]).index_add_(0, into, take(table, rows))
+    sums: Tensor = table.new_zeros(count, table.shape[1]).index_add_(0, into, take(table, rows))
+    return sums
 
 
 class _CosineSum(torch.autograd.Function):

@@ -81,7 +81,7 @@ class _CosineSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, directions: Tensor) -> Tensor:
         inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(_SMALLEST_NORM).reciprocal_()
         unit = x * inverse
-        along = (unit * directions).sum(1, keepdim=True)
+        along: Tensor = (unit * directions).sum(1, keepdim=True)
         ctx.save_for_backward(unit, inverse, along, directions)
         return along.sum()
 

@@ -139,6 +139,20 @@ def same_tensors(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> boo
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def check_draws(outcome: Callable[[int], list[Tensor]]) -> None:
+    """Check that what two passes of an epoch draw is a function of the epoch's seed, and of nothing else.
+
+    Args:
+        outcome: Begins an epoch with this seed, makes two passes and returns something that was drawn in each.
+    """
+    state = torch.get_rng_state()
+    first, again, other = outcome(1), outcome(1), outcome(2)
+    assert all(torch.equal(left, right) for left, right in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 class Interrupted(Exception):  # noqa: N818  # no error: it stands for what comes from outside
     """Stands for a kill, inside the process."""
 

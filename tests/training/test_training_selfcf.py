@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.helpers_training import CPU, make_config, planted_blocks
+from tests.helpers_training import CPU, check_draws, make_config, planted_blocks
 from training.build import build_model, build_objective, model_data
 from training.common.errors import ConfigError
 from training.epoch import EpochRunner
@@ -163,13 +163,7 @@ def test_draws_come_from_the_epochs_generator_and_differ_between_passes() -> Non
         passes = [pass_of(model)[1] for _ in range(2)]
         return [torch.cat([hidden.sites["users"], hidden.context["users"]]) for hidden in passes]
 
-    state = torch.get_rng_state()
-    first, again, other = outcome(1), outcome(1), outcome(2)
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first[0], other[0])
-    assert torch.equal(torch.get_rng_state(), state)
+    check_draws(outcome)
 
 
 def test_masks_keep_a_share_and_scale_it_up() -> None:

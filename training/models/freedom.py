@@ -36,7 +36,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.common.errors import ConfigError, DataError
-from training.graph import Graph, edges_by_degree, light_gcn
+from training.graph import Graph, edges_by_degree, light_gcn, users_and_items
 from training.knn import knn_graph
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
 from training.models.layers import bpr_loss, linear, margin, take
@@ -118,7 +118,7 @@ class FREEDOM(Recommender):
         """
         graph = self.masked_graph if self.training and self.masked_graph is not None else self.graph
         mean = light_gcn(graph, torch.cat([self.users, self.items]), self.config.layers)  # [N, d]
-        users, items = mean[: len(self.users)], mean[len(self.users) :]
+        users, items = users_and_items(mean, len(self.users), training=self.training)
         *inner, last = self.steps
         steps, h = {}, self.items
         for name in inner:

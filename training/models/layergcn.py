@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.common.errors import ConfigError
-from training.graph import Graph, edges_at_random, edges_by_degree
+from training.graph import Graph, edges_at_random, edges_by_degree, users_and_items
 from training.models.base import Batch, Hidden, Latent, ModelConfig, ModelData, Recommender, Rows
 from training.models.layers import batch_square_sum, margin, take
 
@@ -110,7 +110,7 @@ class LayerGCN(Recommender):
             # The cosine of nearly orthogonal vectors is a small difference of large numbers, and every layer multiplies
             # its error: in float32 two runtimes would differ by more than a proof of equality allows.
             total = self._refined(ego.double(), graph).to(ego.dtype)
-        return total[: len(users)], total[len(users) :]
+        return users_and_items(total, len(users), training=self.training)
 
     def _refined(self, ego: Tensor, graph: Graph) -> Tensor:
         """Return x_1 + … + x_L [N, d] of x_0, in its precision."""

@@ -16,6 +16,7 @@ from export import bundle, strip
 from export.certificate import Certificate, GraphFacts, judge
 from export.graphs import FullGraph, ItemTower, UserTower
 from export.index import build_index
+from export.onnx_canonical import opset
 from export.onnx_graph import export_onnx
 from export.parity import Scores, TowersAndIndex, compare, onnx_scores
 from export.torchscript import save_torchscript
@@ -196,8 +197,11 @@ def build_bundle(
         on_stage("exporting the towers")
         tower = export_onnx(UserTower(user_vectors), [torch.arange(2)], ["users"], "vectors")
         (folder / bundle.USER_TOWER).write_bytes(tower)
+        absent: dict[str, str] = {}
         item_tower = item_tower_onnx(model, dataset.modalities, scalings_of(dataset, info.config.data))
-        if item_tower is not None:
+        if item_tower is None:
+            absent[bundle.ITEM_TOWER] = f"{info.config.model_name} cannot place items that it was not trained with"
+        else:
             (folder / bundle.ITEM_TOWER).write_bytes(item_tower)
         on_stage("indexing the items")
         items = np.ascontiguousarray(item_vectors.numpy())
@@ -232,6 +236,8 @@ def build_bundle(
             ),
             dimension=int(items.shape[1]),
             index=index,
+            opset=opset(tower),
+            absent=absent,
             metrics=info.metrics,
             provenance=_provenance(checkpoint),
         )

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from training.common.errors import BundleError, first_problem
 from training.common.folders import write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL_ONNX = "model.onnx"
 USER_TOWER = "user_tower.onnx"
@@ -34,7 +34,9 @@ IDS = "ids.safetensors"
 SEEN = "seen.safetensors"
 POPULARITY = "popularity.npy"
 CERTIFICATE = "certificate.json"
-REQUIRED = (MODEL_ONNX, USER_TOWER, TORCHSCRIPT, INDEX, ITEMS, IDS, SEEN, POPULARITY, CERTIFICATE)
+REQUIRED = (USER_TOWER, INDEX, ITEMS, IDS, SEEN, POPULARITY, CERTIFICATE)
+EXCUSABLE = (MODEL_ONNX, TORCHSCRIPT, ITEM_TOWER)
+"""Files that a bundle may lack if its manifest says why."""
 
 _MAX_MANIFEST_BYTES = 16 * 2**20
 _NO_VERSION = "0" * 12
@@ -62,14 +64,36 @@ class DatasetEntry(BaseModel):
     modalities: dict[str, int] = Field(description="modality name to feature width")
 
 
+class Recall(BaseModel):
+    """How many of the exact best items an index finds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    k: int = Field(ge=1)
+    value: float = Field(ge=0, le=1, description="mean over the users of the share found, after exact re-scoring")
+    users: int = Field(ge=1, description="real user vectors it was measured with")
+
+
 class IndexEntry(BaseModel):
     """The FAISS index."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["flat", "hnsw", "ivf", "ivfpq", "custom"] = "flat"
     factory: str = Field(description="FAISS factory string")
     metric: Literal["inner_product"] = "inner_product"
     exact: bool
+    search: dict[str, int] = Field(default_factory=dict, description="parameters of a search: nprobe, efSearch")
+    recall: Recall | None = Field(default=None, description="measured at export; null for an exact index")
+
+
+class AddedItems(BaseModel):
+    """Items that joined a bundle without training, through the item tower; their rows follow the trained ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int = Field(ge=1)
+    base_version: str = Field(pattern="^[0-9a-f]{12}$", description="version of the bundle that they were added to")
 
 
 class Manifest(BaseModel):
@@ -86,9 +110,17 @@ class Manifest(BaseModel):
     dataset: DatasetEntry
     dimension: int = Field(ge=1, description="length of user and item vectors")
     index: IndexEntry
+    opset: int = Field(ge=1, description="ONNX operator set of the graphs")
+    absent: dict[str, str] = Field(default_factory=dict, description="file that is not there to the reason")
+    added: AddedItems | None = Field(default=None, description="items added after training")
     metrics: dict[str, dict[str, float]] = Field(description="split to metric to value")
     provenance: dict[str, str | int | float | bool | None]
     files: dict[str, FileEntry]
+
+    @property
+    def n_items(self) -> int:
+        """Items that can be recommended: those of the training data, and those added since."""
+        return self.dataset.n_items + (self.added.count if self.added else 0)
 
 
 def content_version(manifest: Manifest) -> str:
@@ -205,9 +237,13 @@ class BundleReader:
         if unsafe:
             raise BundleError(f"{self.folder}: the manifest lists an impossible file name {unsafe[0]!r}")
         present = set(os.listdir(self._directory)) - {MANIFEST}  # noqa: PTH208 (a descriptor, not a path)
-        missing = sorted((listed | set(REQUIRED)) - present | (set(REQUIRED) - listed))
+        required = set(REQUIRED) | (set(EXCUSABLE) - set(self.manifest.absent))
+        missing = sorted((listed | required) - present | (required - listed))
         if missing:
             raise BundleError(f"{self.folder}: {missing[0]} is missing; export the bundle again")
+        unexcused = sorted(set(self.manifest.absent) - set(EXCUSABLE))
+        if unexcused:
+            raise BundleError(f"{self.folder}: the manifest excuses {unexcused[0]!r}, which no bundle may lack")
         extra = sorted(present - listed)
         if extra:
             raise BundleError(f"{self.folder}: {extra[0]} is not listed in the manifest; export the bundle again")

@@ -70,6 +70,12 @@ def parse(data: bytes) -> ModelProto:
     return onnx.load_model_from_string(data)
 
 
+def opset(data: bytes) -> int:
+    """Return the version of the standard operators that a serialised model uses."""
+    version: int = next(entry.version for entry in parse(data).opset_import if not entry.domain)
+    return version
+
+
 def initializer_sizes(data: bytes) -> dict[str, int]:
     """Return name → number of elements of every initialiser."""
     return {tensor.name: math.prod(tensor.dims) for tensor in parse(data).graph.initializer}

@@ -142,6 +142,8 @@ def seal(folder: Path, content: Content, *, variant: str = "none", name: str = "
         ),
         dimension=dimension,
         index=bundle.IndexEntry(factory="Flat", exact=True),
+        opset=18,
+        absent={bundle.ITEM_TOWER: "a toy has none"},
         metrics={"test": {"ndcg@10": 0.125}},
         provenance={"seed": 0},
     )

@@ -27,7 +27,7 @@ from training.common.strings import StringTable
 from training.data.dataset import Dataset
 
 Copy = Callable[[Path], Path]
-ALL = sorted({*bundle.REQUIRED, bundle.ITEM_TOWER})
+ALL = sorted({*bundle.REQUIRED, *bundle.EXCUSABLE})
 SERVED = (bundle.USER_TOWER, bundle.INDEX, bundle.ITEMS, bundle.IDS, bundle.SEEN, bundle.POPULARITY)
 
 
@@ -145,11 +145,22 @@ def test_a_required_file_missing_with_matching_hashes(name: str, adaptive_bundle
     refused(spoiled, name, "missing")
 
 
-def test_the_item_tower_is_optional(adaptive_bundle: Path, copy_of: Copy) -> None:
+def test_the_item_tower_may_lack_with_a_reason(adaptive_bundle: Path, copy_of: Copy) -> None:
     folder = copy_of(adaptive_bundle)
     (folder / bundle.ITEM_TOWER).unlink()
     reseal(folder)
+    refused(folder, bundle.ITEM_TOWER, "missing")
+    reseal(folder, absent={bundle.ITEM_TOWER: "no content path"})
     assert dvib_export("verify", folder).code == 0
+
+
+def test_nobody_can_excuse_what_every_bundle_has(adaptive_bundle: Path, copy_of: Copy) -> None:
+    folder = copy_of(adaptive_bundle)
+    (folder / bundle.CERTIFICATE).unlink()
+    reseal(folder, absent={bundle.CERTIFICATE: "trust me"})
+    refused(folder, bundle.CERTIFICATE, "missing")
+    reseal(folder, absent={"readme.txt": "never was"})
+    refused(folder, "readme.txt", "no bundle may lack")
 
 
 @pytest.mark.parametrize("kind", ["file", "hidden", "folder", "link"])
@@ -200,7 +211,7 @@ def test_impossible_names_in_the_manifest(name: str, adaptive_bundle: Path, copy
 
 Edit = Callable[[dict[str, Any]], object]
 MANIFESTS: list[tuple[Edit, str]] = [
-    (lambda document: document.update(schema_version=2), "schema version 2"),
+    (lambda document: document.update(schema_version=3), "schema version 3"),
     (lambda document: document.update(schema_version=0), "schema version 0"),
     (lambda document: document.update(schema_name="other"), "schema_name"),
     (lambda document: document.update(version="0" * 12), "version"),
@@ -244,7 +255,7 @@ def test_no_byte_of_the_manifest_can_change_unnoticed(adaptive_bundle: Path, cop
                 bundle.BundleReader(spoiled)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"schema_version": 2}'])
 def test_a_manifest_that_is_none(content: bytes, adaptive_bundle: Path, copy_of: Copy) -> None:
     spoiled = copy_of(adaptive_bundle)
     (spoiled / bundle.MANIFEST).write_bytes(content)

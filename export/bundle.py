@@ -236,14 +236,14 @@ class BundleReader:
         unsafe = sorted(name for name in listed if "/" in name or "\0" in name or name in {"", ".", "..", MANIFEST})
         if unsafe:
             raise BundleError(f"{self.folder}: the manifest lists an impossible file name {unsafe[0]!r}")
+        unexcused = sorted(set(self.manifest.absent) - set(EXCUSABLE))
+        if unexcused:
+            raise BundleError(f"{self.folder}: the manifest excuses {unexcused[0]!r}, which no bundle may lack")
         present = set(os.listdir(self._directory)) - {MANIFEST}  # noqa: PTH208 (a descriptor, not a path)
         required = set(REQUIRED) | (set(EXCUSABLE) - set(self.manifest.absent))
         missing = sorted((listed | required) - present | (required - listed))
         if missing:
             raise BundleError(f"{self.folder}: {missing[0]} is missing; export the bundle again")
-        unexcused = sorted(set(self.manifest.absent) - set(EXCUSABLE))
-        if unexcused:
-            raise BundleError(f"{self.folder}: the manifest excuses {unexcused[0]!r}, which no bundle may lack")
         extra = sorted(present - listed)
         if extra:
             raise BundleError(f"{self.folder}: {extra[0]} is not listed in the manifest; export the bundle again")

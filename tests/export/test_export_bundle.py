@@ -158,7 +158,7 @@ def test_nobody_can_excuse_what_every_bundle_has(adaptive_bundle: Path, copy_of:
     folder = copy_of(adaptive_bundle)
     (folder / bundle.CERTIFICATE).unlink()
     reseal(folder, absent={bundle.CERTIFICATE: "trust me"})
-    refused(folder, bundle.CERTIFICATE, "missing")
+    refused(folder, bundle.CERTIFICATE, "no bundle may lack")
     reseal(folder, absent={"readme.txt": "never was"})
     refused(folder, "readme.txt", "no bundle may lack")
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -24,8 +25,9 @@ from export.bundle import Manifest
 from export.parity import TOLERANCE
 from export.verify import verify_bundle
 from training.build import load_model
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.common.errors import DvibError
+from training.checkpoint import BEST, INFO, Checkpoint, load_checkpoint
+from training.common.choices import Variant
+from training.common.errors import ConfigError, DvibError
 from training.data.dataset import Dataset
 from training.data.load import load_dataset
 from training.evaluation import GroupedItems
@@ -47,8 +49,9 @@ class Row:
     Attributes:
         model: The recommender.
         variant: Without DVIB, or which.
-        figures: What has been measured so far: ``train_seconds``, ``export_seconds``, ``proofs`` and ``checks`` (held
-            and made), ``parity_error`` and ``answer``.
+        figures: What has been measured so far: ``train_seconds`` (none for a run that was there already),
+            ``export_seconds``, ``verify_seconds``, ``bundle_bytes``, ``proofs`` and ``checks`` (held and made),
+            ``parity`` (path to largest relative error), their largest as ``parity_error``, ``removed`` and ``answer``.
         error: What went wrong, as ``STAGE: CLASS: message``; empty where nothing did.
     """
 
@@ -62,12 +65,13 @@ class Row:
         return {"model": self.model, "variant": self.variant, **self.figures, "error": self.error or None}
 
 
-def run_matrix(study: Study, on_stage: Stage = lambda _: None) -> Iterator[Row]:
-    """Make the rows of a study, one after another. The seed is the study's first.
+def run_matrix(study: Study, runs: Path | None = None, on_stage: Stage = lambda _: None) -> Iterator[Row]:
+    """Make the rows of a study, one after another. Seeds count from the study's first, one for each variant.
 
     Args:
         study: Combinations and data, each model's together and the plain one first: the DVIB variants are compared
             with it where it went well.
+        runs: Folder that keeps the trained runs, and has those of an earlier matrix; by default none is kept.
         on_stage: Told what happens.
 
     Yields:
@@ -77,10 +81,10 @@ def run_matrix(study: Study, on_stage: Stage = lambda _: None) -> Iterator[Row]:
         # Runs and bundles of one model at a time: all together take many gigabytes.
         with tempfile.TemporaryDirectory(prefix="dvib-matrix-") as place:
             for combination in same_model:
-                yield _make_row(study, combination, Path(place), on_stage)
+                yield _make_row(study, combination, Path(place), runs or Path(place), on_stage)
 
 
-def _make_row(study: Study, combination: Combination, place: Path, on_stage: Stage) -> Row:
+def _make_row(study: Study, combination: Combination, place: Path, runs: Path, on_stage: Stage) -> Row:
     row = Row(combination.model, combination.variant)
     stage = "training"
 
@@ -90,29 +94,44 @@ def _make_row(study: Study, combination: Combination, place: Path, on_stage: Sta
         on_stage(f"{combination.label}: {name}")
 
     try:
-        _fill(row, study, combination, place, enter)
+        _fill(row, study, combination, place, runs, enter)
     except Exception as error:  # noqa: BLE001  # whatever it is, it belongs into the row
         message = " ".join(str(error).split())[:300]
         row.error = f"{stage}: {type(error).__name__}: {message}"
     return row
 
 
-def _fill(row: Row, study: Study, combination: Combination, place: Path, enter: Stage) -> None:
-    figures = row.figures
-    name = f"{combination.model}-{combination.variant}"
-    run, bundle = place / f"{name}-run", place / f"{name}-bundle"
-    plain_run, plain_bundle = (place / f"{combination.model}-none-{kind}" for kind in ("run", "bundle"))
-    enter("training")
-    config = study.config(combination, f"training.seed={study.seeds[0]}")
-    dataset = load_dataset(study.dataset, study.data_dir, config.data)
+def _trained(study: Study, combination: Combination, runs: Path, dataset: Dataset, figures: dict[str, Any]) -> Path:
+    """Train a combination, unless a whole run with the very same settings and data is there already."""
+    # A seed for each variant: what is compared later has not even its initial values in common.
+    seed = study.seeds[0] + get_args(Variant).index(combination.variant)
+    config = study.config(combination, f"training.seed={seed}")
+    run = runs / f"{combination.model}-{combination.variant}-run"
+    if (run / BEST / INFO).exists():
+        info = load_checkpoint(run).info
+        if info.finished and info.config == config and info.dataset.fingerprint == dataset.fingerprint():
+            return run
+        raise ConfigError(f"{run} has other settings or data, or is not finished; remove it or choose another --runs")
     started = time.perf_counter()
     Trainer(config, dataset, run, device=study.device).fit()
     figures["train_seconds"] = time.perf_counter() - started
+    return run
+
+
+def _fill(row: Row, study: Study, combination: Combination, place: Path, runs: Path, enter: Stage) -> None:
+    figures = row.figures
+    bundle = place / f"{combination.model}-{combination.variant}-bundle"
+    plain_run, plain_bundle = (
+        folder / f"{combination.model}-none-{kind}" for folder, kind in ((runs, "run"), (place, "bundle"))
+    )
+    enter("training")
+    dataset = load_dataset(study.dataset, study.data_dir, study.config(combination).data)
+    run = _trained(study, combination, runs, dataset, figures)
     enter("export")
     # A plain model has no other to be compared with; its proofs are made against one with initial values.
     compared = combination.variant != "none" and plain_bundle.is_dir()
-    checkpoint = load_checkpoint(run)
     started = time.perf_counter()
+    checkpoint = load_checkpoint(run)
     manifest, certificate = build_bundle(
         checkpoint,
         bundle,
@@ -121,10 +140,15 @@ def _fill(row: Row, study: Study, combination: Combination, place: Path, enter: 
     )
     figures["export_seconds"] = time.perf_counter() - started
     figures["proofs"] = [sum(certificate.proofs.values()), len(certificate.proofs)]
-    figures["parity_error"] = max(float(entry["max_relative_error"]) for entry in certificate.parity.values())
+    figures["parity"] = {path: entry.max_relative_error for path, entry in certificate.parity.items()}
+    figures["parity_error"] = max(figures["parity"].values())
+    figures["bundle_bytes"] = sum(entry.size for entry in manifest.files.values())
+    figures["removed"] = {"parameters": certificate.removed.parameters, "flops": certificate.removed.flops_per_user}
     figures["against_plain"] = compared
     enter("verification")
+    started = time.perf_counter()
     checks = verify_bundle(bundle, plain_bundle if compared else None)
+    figures["verify_seconds"] = time.perf_counter() - started
     figures["checks"] = [sum(check.passed is True for check in checks), len(checks)]
     failed = [f"{check.name} ({check.detail})" for check in checks if not check.passed]
     if failed:
@@ -170,23 +194,41 @@ def ask(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, dataset: Datas
     return {"user": user_id, **items[0]}
 
 
+_PATHS = {
+    "onnx": "folded",
+    "onnx_unfolded": "unfolded",
+    "torchscript": ".ts",
+    "program": ".pt2",
+    "towers_index": "towers",
+}
+"""Paths of a certificate's parity, and what they are called in the table."""
+
+
 def table(rows: list[Row]) -> Iterator[str]:
-    """Yield rows as lines."""
+    """Yield rows as lines. What follows ``error`` is each path's largest error relative to a user's largest score."""
+    paths = "".join(f"{name:>9}" for name in _PATHS.values())
     yield (
-        f"{'model':<10}{'DVIB':<10}{'training':>10}{'export':>9}{'proofs':>8}{'checks':>8}{'parity':>10}"
-        "  first item of the answer"
+        f"{'model':<10}{'DVIB':<10}{'training':>10}{'export':>9}{'verify':>9}{'proofs':>8}{'checks':>10}  error:"
+        f"{paths}  first item of the answer"
     )
     for row in rows:
         seen = row.figures
         line = f"{row.model:<10}{row.variant:<10}"
-        for name, width in (("train_seconds", 10), ("export_seconds", 9)):
+        for name, width in (("train_seconds", 10), ("export_seconds", 9), ("verify_seconds", 9)):
             line += f"{seen[name]:>{width - 2}.1f} s" if name in seen else " " * width
-        for name in ("proofs", "checks"):
-            line += f"{'{} of {}'.format(*seen[name]):>8}" if name in seen else " " * 8
-        line += f"{seen['parity_error']:>10.1e}" if "parity_error" in seen else " " * 10
+        for name, width in (("proofs", 8), ("checks", 10)):
+            line += f"{'{} of {}'.format(*seen[name]):>{width}}" if name in seen else " " * width
+        errors = seen.get("parity", {})
+        line += " " * 8 + "".join(f"{errors[path]:>9.1e}" if path in errors else " " * 9 for path in _PATHS)
         if row.error:
             yield f"{line}  FAILED in {row.error}"
         else:
             answer = seen["answer"]
             title = f" {answer['title']}" if answer.get("title") else ""
             yield f"{line}  {answer['item_id']}{title} ({answer['score']:.4g}) for user {answer['user']}"
+
+
+def seconds_in_all(rows: list[Row]) -> float:
+    """Return what exporting and verifying took, training and requests left out."""
+    spent = (row.figures.get(name, 0.0) for row in rows for name in ("export_seconds", "verify_seconds"))
+    return math.fsum(spent)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from export import bundle, strip
-from export.certificate import Certificate, GraphFacts, judge
-from export.graphs import FullGraph, ItemTower, UserTower
-from export.index import build_index
+from export.artefacts import (
+    FullGraphs,
+    full_graph_onnx,
+    full_graph_outline,
+    item_tower_onnx,
+    model_scores,
+    provenance,
+    user_tower_onnx,
+    write_full_graphs,
+    write_rows,
+)
+from export.certificate import Certificate, GraphFacts, PathParity, judge
+from export.certificate_text import render
+from export.index import build_index, exact_over, read_index
+from export.index_search import sample_users
+from export.index_tuning import IndexChoice
+from export.measure import write_measurements
 from export.onnx_canonical import opset
-from export.onnx_graph import export_onnx
-from export.parity import Scores, TowersAndIndex, compare, onnx_scores
-from export.torchscript import save_torchscript
+from export.onnx_graph import GraphTooLargeError
+from export.parity import LargeBlocks, Scores, TowersAndIndex, compare, onnx_scores
+from export.removed import removed_from
 from training.checkpoint import Checkpoint
 from training.common.errors import ExportError
 from training.common.folders import atomic_folder
-from training.data.dataset import Dataset
-from training.evaluation import GroupedItems
 from training.models.base import Recommender
-from training.scaling import Scaling, scalings_of
 
 Stage = Callable[[str], None]
 """Called with the name of each stage as it begins."""
@@ -36,135 +43,80 @@ class ProofFailedError(ExportError):
     """A proof does not hold; no bundle is written."""
 
 
-def full_graph_onnx(model: Recommender) -> bytes:
-    """Export a model's whole inference."""
-    return export_onnx(FullGraph(model), [torch.arange(2)], ["users"], "scores")
-
-
-def item_tower_onnx(
-    model: Recommender, modalities: dict[str, int], scalings: Mapping[str, Scaling] | None = None
-) -> bytes | None:
-    """Export the tower for unseen items, or return None for a model that cannot place them.
-
-    Args:
-        model: The model.
-        modalities: Name → width of the raw features that the tower takes.
-        scalings: What the tower does to them first.
-    """
-    names = tuple(modalities)
-    examples = [torch.zeros(2, width) for width in modalities.values()]
-    try:
-        with torch.no_grad():
-            model.encode_items(dict(zip(names, examples, strict=True)))
-    except NotImplementedError:
-        return None
-    return export_onnx(ItemTower(model, names, scalings), examples, names, "vectors")
-
-
-def _model_scores(model: Recommender) -> Scores:
-    """Return a model's own scores, from vectors that are computed once."""
-    with torch.no_grad():
-        user_vectors, item_vectors = model.vectors()
-
-    def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            return np.asarray((user_vectors[torch.from_numpy(users)] @ item_vectors.T).numpy())
-
-    return run
-
-
-def _module_scores(graph: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
-    def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            return np.asarray(graph(torch.from_numpy(users)).numpy())
-
-    return run
-
-
-def _write_rows(dataset: Dataset, folder: Path) -> None:
-    """Write ids, seen items and popularity."""
-    save_file(
-        {
-            **dataset.user_ids.to_arrays("users"),
-            **dataset.item_ids.to_arrays("items"),
-            **dataset.titles.to_arrays("titles"),
-        },
-        folder / bundle.IDS,
-    )
-    seen = GroupedItems.of(dataset.train, dataset.n_users)
-    save_file({"offsets": seen.offsets.numpy(), "items": seen.items.numpy().astype(np.int32)}, folder / bundle.SEEN)
-    np.save(folder / bundle.POPULARITY, dataset.popularity(), allow_pickle=False)
-
-
-def _provenance(checkpoint: Checkpoint) -> dict[str, str | int | float | bool | None]:
-    packages = ("dvib", "torch", "onnx", "onnxscript", "numpy")
-    return {
-        "epoch": checkpoint.info.epoch,
-        "epochs_trained": len(checkpoint.info.history),
-        "seed": checkpoint.info.config.training.seed,
-        **{f"version.{name}": importlib.metadata.version(name) for name in packages},
-        "version.onnxruntime": _first_version("onnxruntime", "onnxruntime-gpu"),
-        "version.faiss": faiss.__version__,
-    }
-
-
-def _first_version(*names: str) -> str | None:
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def certify(
-    checkpoint: Checkpoint, reference: Scores, traced: Scores, folder: Path, independent: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    reference: Scores,
+    written: FullGraphs,
+    folder: Path,
+    index: bundle.IndexEntry,
+    independent: Checkpoint | None = None,
 ) -> Certificate:
     """Make the certificate of the files that ``build_bundle`` has put into a folder.
 
     Args:
         checkpoint: What was exported.
         reference: The trained model's scores.
-        traced: The TorchScript module that was saved. The file is not read back: loading it would unpickle it.
-        folder: Holds ``model.onnx``, ``user_tower.onnx`` and ``items.faiss``.
+        written: The forms of the full graph, ``model.onnx`` among them unless it is too large.
+        folder: Holds ``user_tower.onnx``, ``items.faiss`` and ``items.npy``.
+        index: The manifest's entry of the index.
         independent: A baseline trained on the same data by itself; without it, a fresh one with other initial values.
     """
-    data = (folder / bundle.MODEL_ONNX).read_bytes()
-    transplanted = strip.plain_model(checkpoint, transplant=True)
-    learned = sorted(f"model.{name}" for name in transplanted.state_dict())
-    if independent is None:
-        other, source = strip.plain_model(checkpoint, transplant=False), "baseline with initial values, never trained"
+    learned = sorted(f"model.{name}" for name in checkpoint.model)
+    items = np.load(folder / bundle.ITEMS, allow_pickle=False)
+    stored = read_index(memoryview((folder / bundle.INDEX).read_bytes()), index, *items.shape)
+    towers = TowersAndIndex((folder / bundle.USER_TOWER).read_bytes(), exact_over(stored, items))
+    sizes = checkpoint.dataset.n_users, checkpoint.dataset.n_items
+    paths = dict(written.paths)
+    if written.outline is None:
+        data = (folder / bundle.MODEL_ONNX).read_bytes()
+        paths |= {
+            "onnx": onnx_scores(data),
+            "onnx_unfolded": LargeBlocks(onnx_scores(data, optimised=False), *sizes),
+        }
     else:
-        other, source = strip.plain_model(independent, transplant=True), "baseline trained independently"
-    towers = TowersAndIndex((folder / bundle.USER_TOWER).read_bytes(), faiss.read_index(str(folder / bundle.INDEX)))
-    parity = compare(
-        reference,
-        {"onnx": onnx_scores(data), "torchscript": traced},
-        towers,
-        checkpoint.dataset.n_users,
-        checkpoint.dataset.n_items,
-    )
-    facts = (
-        GraphFacts.of(data, learned),
-        GraphFacts.of(full_graph_onnx(transplanted), learned),
-        GraphFacts.of(full_graph_onnx(other), learned),
-    )
-    removed = strip.Removed.of(checkpoint)
+        data = written.outline
+    parity = compare(reference, paths, towers, *sizes)
+    del paths
+    large = written.outline is not None
+
+    def look_at(model: Recommender) -> GraphFacts:
+        graph = full_graph_outline(model) if large else full_graph_onnx(model)
+        return GraphFacts.of(graph, learned, outline=large)
+
+    # One baseline at a time: a model brings the features with it.
+    transplanted = look_at(strip.plain_model(checkpoint, transplant=True))
+    if independent is None:
+        source = "baseline with initial values, never trained"
+        other = look_at(strip.plain_model(checkpoint, transplant=False))
+    else:
+        source = "baseline trained independently"
+        other = look_at(strip.plain_model(independent, transplant=True))
+    facts = (GraphFacts.of(data, learned, outline=large), transplanted, other)
+    made_with = provenance(checkpoint)
     return Certificate(
+        model=checkpoint.info.config.model_name,
         variant=checkpoint.info.config.dvib.variant,
+        dataset=checkpoint.dataset.name,
+        dataset_fingerprint=checkpoint.info.dataset.fingerprint,
+        onnxruntime=str(made_with["version.onnxruntime"]),
         learned=learned,
         exported=facts[0],
         transplanted=facts[1],
         independent=facts[2],
         independent_source=source,
-        parity={name: agreement.document() for name, agreement in parity.items()},
-        removed={"tensors": removed.tensors, "parameters": removed.parameters},
+        parity={name: PathParity.of(agreement) for name, agreement in parity.items()},
+        removed=removed_from(checkpoint, data),
         proofs=judge(*facts, parity),
     )
 
 
 def build_bundle(
-    checkpoint: Checkpoint, out: Path, *, independent: Checkpoint | None = None, on_stage: Stage = lambda _: None
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    independent: Checkpoint | None = None,
+    choice: IndexChoice | None = None,
+    on_stage: Stage = lambda _: None,
 ) -> tuple[bundle.Manifest, Certificate]:
     """Export a checkpoint into a certified bundle.
 
@@ -172,13 +124,15 @@ def build_bundle(
         checkpoint: From ``training.checkpoint.load_checkpoint``.
         out: The bundle's folder; an existing one is replaced in a single step.
         independent: A baseline of the same model, trained by itself on the same data, for the blanked proof.
+        choice: Which index over the items; flat if left out.
         on_stage: Told what happens.
 
     Returns:
         Manifest and certificate as written.
 
     Raises:
-        ExportError: The baseline does not belong to the checkpoint, or ``out`` holds something that is no bundle.
+        ExportError: The baseline does not belong to the checkpoint, ``out`` holds something that is no bundle, or the
+            index cannot be made or falls short of its recall.
         ProofFailedError: A proof does not hold; nothing is written.
     """
     if independent is not None:
@@ -190,30 +144,32 @@ def build_bundle(
         on_stage("stripping")
         trained = strip.trained_objective(checkpoint)
         model = strip.strip(trained).eval()
-        on_stage("exporting the full graph")
-        (folder / bundle.MODEL_ONNX).write_bytes(full_graph_onnx(model))
+        # The trained model itself is the reference, not what stripping made of it.
+        reference = model_scores(trained.model)
         with torch.no_grad():
             user_vectors, item_vectors = (vectors.detach().clone() for vectors in model.vectors())
         on_stage("exporting the towers")
-        tower = export_onnx(UserTower(user_vectors), [torch.arange(2)], ["users"], "vectors")
+        tower = user_tower_onnx(user_vectors)
         (folder / bundle.USER_TOWER).write_bytes(tower)
         absent: dict[str, str] = {}
-        item_tower = item_tower_onnx(model, dataset.modalities, scalings_of(dataset, info.config.data))
-        if item_tower is None:
-            absent[bundle.ITEM_TOWER] = f"{info.config.model_name} cannot place items that it was not trained with"
-        else:
-            (folder / bundle.ITEM_TOWER).write_bytes(item_tower)
+        try:
+            item_tower = item_tower_onnx(model, dataset, info.config.data)
+            if item_tower is None:
+                absent[bundle.ITEM_TOWER] = model.no_item_encoder
+            else:
+                (folder / bundle.ITEM_TOWER).write_bytes(item_tower)
+        except GraphTooLargeError as error:
+            absent[bundle.ITEM_TOWER] = str(error)
+        written = write_full_graphs(model, folder, dataset, on_stage)
+        absent |= written.absent
         on_stage("indexing the items")
         items = np.ascontiguousarray(item_vectors.numpy())
         np.save(folder / bundle.ITEMS, items, allow_pickle=False)
-        index = build_index(items, folder / bundle.INDEX)
-        _write_rows(dataset, folder)
-        on_stage("tracing")
-        traced = save_torchscript(FullGraph(model), folder / bundle.TORCHSCRIPT, dataset.n_users)
+        users = user_vectors.numpy()[sample_users(dataset.n_users)]
+        index = build_index(items, folder / bundle.INDEX, users, choice)
+        write_rows(dataset, folder)
         on_stage("proving")
-        # The trained model itself is the reference, not what stripping made of it.
-        reference = _model_scores(trained.model)
-        certificate = certify(checkpoint, reference, _module_scores(traced), folder, independent)
+        certificate = certify(checkpoint, reference, written, folder, index, independent)
         failed = sorted(name for name, held in certificate.proofs.items() if not held)
         if failed:
             raise ProofFailedError(
@@ -221,6 +177,10 @@ def build_bundle(
                 f"({certificate.explain(failed[0])}); no bundle is written"
             )
         (folder / bundle.CERTIFICATE).write_text(certificate.model_dump_json(indent=2) + "\n", "utf-8")
+        (folder / bundle.CERTIFICATE_TEXT).write_text(render(certificate), "utf-8")
+        if written.outline is None:
+            on_stage("measuring")
+            write_measurements(folder / bundle.MODEL_ONNX, folder / bundle.MEASUREMENTS)
         manifest = bundle.write_manifest(
             folder,
             model=info.config.model_name,
@@ -239,7 +199,7 @@ def build_bundle(
             opset=opset(tower),
             absent=absent,
             metrics=info.metrics,
-            provenance=_provenance(checkpoint),
+            provenance=provenance(checkpoint),
         )
     return manifest, certificate
 

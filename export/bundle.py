@@ -2,6 +2,11 @@
 
 A bundle is an immutable folder. ``manifest.json`` names every other file with its SHA-256 and size; a reader opens each
 file once, without following links, hashes what it opened and parses those very bytes. Nothing here needs torch.
+
+The same checkpoint gives the same bytes of every file, wherever and by whichever process it is exported, given the
+versions of the packages in ``provenance``, the kind of processor and as many threads: others sum in another order,
+and vectors, what is made of them and the errors in ``certificate.json`` then differ in their last digits. Excepted are
+``measurements.json``, with its hash in the manifest, and an index that ``auto`` chose: both depend on measured times.
 """
 
 from __future__ import annotations
@@ -9,17 +14,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import mmap
 import os
+import re
 import stat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-from training.common.errors import BundleError, first_problem
+from export.arrays import read_npy, read_safetensors
+from training.common.errors import BundleError, first_problem, shown
 from training.common.folders import write_atomically
 
 SCHEMA_VERSION = 2
@@ -28,90 +35,107 @@ MODEL_ONNX = "model.onnx"
 USER_TOWER = "user_tower.onnx"
 ITEM_TOWER = "item_tower.onnx"
 TORCHSCRIPT = "model.ts"
+PROGRAM = "model.pt2"
 INDEX = "items.faiss"
 ITEMS = "items.npy"
 IDS = "ids.safetensors"
 SEEN = "seen.safetensors"
 POPULARITY = "popularity.npy"
 CERTIFICATE = "certificate.json"
+CERTIFICATE_TEXT = "certificate.md"
+MEASUREMENTS = "measurements.json"
 REQUIRED = (USER_TOWER, INDEX, ITEMS, IDS, SEEN, POPULARITY, CERTIFICATE)
-EXCUSABLE = (MODEL_ONNX, TORCHSCRIPT, ITEM_TOWER)
+EXCUSABLE = (MODEL_ONNX, TORCHSCRIPT, PROGRAM, ITEM_TOWER)
 """Files that a bundle may lack if its manifest says why."""
 
-_MAX_MANIFEST_BYTES = 16 * 2**20
+_MAX_MANIFEST_BYTES = 2**18
 _NO_VERSION = "0" * 12
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+# A stranger wrote the manifest: text goes to terminals, and sums of sizes must stay numbers that can be printed.
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=500)]
+Rows = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class FileEntry(BaseModel):
     """SHA-256 and size of one file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=2**63)
 
 
 class DatasetEntry(BaseModel):
     """What the bundle was trained on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
-    name: str
-    fingerprint: str = Field(description="SHA-256 over ids, splits and features")
-    n_users: int = Field(ge=1)
-    n_items: int = Field(ge=1)
-    n_train: int = Field(ge=1, description="training interactions")
+    name: Text
+    fingerprint: Text = Field(description="SHA-256 over ids, splits and features")
+    n_users: Rows
+    n_items: Rows
+    n_train: int = Field(ge=1, lt=2**63, description="training interactions")
     modalities: dict[str, int] = Field(description="modality name to feature width")
 
 
 class Recall(BaseModel):
     """How many of the exact best items an index finds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
-    k: int = Field(ge=1)
+    k: Rows
     value: float = Field(ge=0, le=1, description="mean over the users of the share found, after exact re-scoring")
-    users: int = Field(ge=1, description="real user vectors it was measured with")
+    users: Rows = Field(description="real user vectors it was measured with, evenly spaced over all users")
 
 
 class IndexEntry(BaseModel):
     """The FAISS index."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     kind: Literal["flat", "hnsw", "ivf", "ivfpq", "custom"] = "flat"
-    factory: str = Field(description="FAISS factory string")
+    factory: Text = Field(description="FAISS factory string of exactly what the file holds")
     metric: Literal["inner_product"] = "inner_product"
     exact: bool
-    search: dict[str, int] = Field(default_factory=dict, description="parameters of a search: nprobe, efSearch")
+    search: dict[Literal["nprobe", "efSearch", "overfetch"], Rows] = Field(
+        default_factory=dict, description="lists probed, breadth of the search, candidates per item that is asked for"
+    )
     recall: Recall | None = Field(default=None, description="measured at export; null for an exact index")
+
+    @model_validator(mode="after")
+    def _exact_or_measured(self) -> Self:
+        if self.exact != (self.kind == "flat") or self.exact != (self.recall is None):
+            raise ValueError("a flat index is exact, every other has a recall")
+        return self
 
 
 class AddedItems(BaseModel):
     """Items that joined a bundle without training, through the item tower; their rows follow the trained ones."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
-    count: int = Field(ge=1)
+    count: Rows
     base_version: str = Field(pattern="^[0-9a-f]{12}$", description="version of the bundle that they were added to")
 
 
 class Manifest(BaseModel):
     """The self-description of a bundle, stored as ``manifest.json``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = _STRICT
 
     schema_name: Literal["dvib.bundle"] = "dvib.bundle"
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=0, lt=2**31)
     version: str = Field(pattern="^[0-9a-f]{12}$", description="identifies the content: a hash over all the rest")
-    model: str
+    model: Text
     variant: Literal["none", "constant", "adaptive"]
-    preset: str
+    preset: Text
     dataset: DatasetEntry
-    dimension: int = Field(ge=1, description="length of user and item vectors")
+    dimension: Rows = Field(description="length of user and item vectors")
     index: IndexEntry
     opset: int = Field(ge=1, description="ONNX operator set of the graphs")
-    absent: dict[str, str] = Field(default_factory=dict, description="file that is not there to the reason")
+    absent: dict[str, Text] = Field(default_factory=dict, description="file that is not there to the reason")
     added: AddedItems | None = Field(default=None, description="items added after training")
     metrics: dict[str, dict[str, float]] = Field(description="split to metric to value")
     provenance: dict[str, str | int | float | bool | None]
@@ -124,8 +148,12 @@ class Manifest(BaseModel):
 
 
 def content_version(manifest: Manifest) -> str:
-    """Return the bundle version: 12 hex digits of a hash over everything else in the manifest, file hashes included."""
-    document = manifest.model_dump(mode="json", exclude={"version"})
+    """Return the bundle version: 12 hex digits of a hash over everything else in the manifest, file hashes included.
+
+    All but the entry of ``measurements.json``: seconds and bytes of memory differ each time that the same checkpoint is
+    exported, and what the bundle answers does not. A reader checks that file's hash like any other.
+    """
+    document = manifest.model_dump(mode="json", exclude={"version": True, "files": {MEASUREMENTS}})
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -156,9 +184,15 @@ def write_manifest(folder: Path, **fields: Any) -> Manifest:
 def is_bundle(folder: Path) -> bool:
     """Tell whether a folder says of itself that it is a bundle, of whatever schema version."""
     try:
-        document = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
         return False
+    try:
+        document = from_json(_manifest_bytes(directory, folder))
+    except (BundleError, ValueError):
+        return False
+    finally:
+        os.close(directory)
     return isinstance(document, dict) and document.get("schema_name") == "dvib.bundle"
 
 
@@ -171,6 +205,43 @@ def _open_without_links(directory: int, name: str, where: Path) -> int:
         os.close(descriptor)
         raise BundleError(f"{where}: {name} is not a regular file; export the bundle again")
     return descriptor
+
+
+def _manifest_bytes(directory: int, where: Path) -> bytes:
+    with os.fdopen(_open_without_links(directory, MANIFEST, where), "rb") as stream:
+        raw = stream.read(_MAX_MANIFEST_BYTES + 1)
+    if len(raw) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes; export the bundle again")
+    return raw
+
+
+def _read_in_one_way(raw: bytes) -> object:
+    """Parse JSON but for repeated keys: of two equal ones every reader takes the one it likes."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("it says something twice")
+        return found
+
+    return json.loads(raw, object_pairs_hook=unique)
+
+
+def _read_whole(stream: io.RawIOBase, size: int) -> memoryview:
+    """Read so many bytes, or fewer where the file ends before.
+
+    They are copied and not mapped: what is hashed is then what is parsed, also where somebody writes into the file
+    meanwhile, and a file that is cut later cannot take the process down when a missing page is touched.
+    """
+    content = bytearray(size)
+    rest = memoryview(content)
+    while rest and (count := stream.readinto(rest)):
+        rest = rest[count:]
+    return memoryview(content).toreadonly()
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class BundleReader:
@@ -211,15 +282,15 @@ class BundleReader:
             self._directory = -1
 
     def _read_manifest(self) -> Manifest:
-        descriptor = _open_without_links(self._directory, MANIFEST, self.folder)
-        with os.fdopen(descriptor, "rb") as stream:
-            raw = stream.read(_MAX_MANIFEST_BYTES + 1)
-        if len(raw) > _MAX_MANIFEST_BYTES:
-            raise BundleError(f"{self.folder}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
+        self.raw_manifest = raw = _manifest_bytes(self._directory, self.folder)
         try:
-            manifest = Manifest.model_validate_json(raw)
+            manifest = Manifest.model_validate_json(raw, strict=True)
+            if _read_in_one_way(raw) != manifest.model_dump(mode="json"):
+                raise ValueError("it leaves something out")
         except ValidationError as error:
             raise BundleError(f"{self.folder}: {MANIFEST}: {first_problem(error)}; export the bundle again") from error
+        except ValueError as error:
+            raise BundleError(f"{self.folder}: {MANIFEST}: {error}; export the bundle again") from error
         if manifest.schema_version != SCHEMA_VERSION:
             raise BundleError(
                 f"{self.folder}: bundle schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}; "
@@ -233,12 +304,12 @@ class BundleReader:
 
     def _check_names(self) -> None:
         listed = set(self.manifest.files)
-        unsafe = sorted(name for name in listed if "/" in name or "\0" in name or name in {"", ".", "..", MANIFEST})
+        unsafe = sorted(name for name in listed if not _NAME.fullmatch(name) or name == MANIFEST)
         if unsafe:
-            raise BundleError(f"{self.folder}: the manifest lists an impossible file name {unsafe[0]!r}")
+            raise BundleError(f"{self.folder}: the manifest lists an impossible file name {shown(unsafe[0])}")
         unexcused = sorted(set(self.manifest.absent) - set(EXCUSABLE))
         if unexcused:
-            raise BundleError(f"{self.folder}: the manifest excuses {unexcused[0]!r}, which no bundle may lack")
+            raise BundleError(f"{self.folder}: the manifest excuses {shown(unexcused[0])}, which no bundle may lack")
         present = set(os.listdir(self._directory)) - {MANIFEST}  # noqa: PTH208 (a descriptor, not a path)
         required = set(REQUIRED) | (set(EXCUSABLE) - set(self.manifest.absent))
         missing = sorted((listed | required) - present | (required - listed))
@@ -246,7 +317,9 @@ class BundleReader:
             raise BundleError(f"{self.folder}: {missing[0]} is missing; export the bundle again")
         extra = sorted(present - listed)
         if extra:
-            raise BundleError(f"{self.folder}: {extra[0]} is not listed in the manifest; export the bundle again")
+            raise BundleError(
+                f"{self.folder}: {shown(extra[0])} is not listed in the manifest; export the bundle again"
+            )
 
     def read(self, name: str) -> memoryview:
         """Return the verified content of one file.
@@ -255,27 +328,39 @@ class BundleReader:
             name: A file named in the manifest.
 
         Returns:
-            A read-only view of the mapped file; the mapping lives as long as the view.
+            A read-only view of its bytes in memory. Whatever becomes of the file later, they stay as they were hashed.
 
         Raises:
-            BundleError: Size or hash differ from the manifest.
+            BundleError: Size or hash differ from the manifest, or the file is larger than this machine's memory.
         """
+        with self._open(name) as stream:
+            size = self.manifest.files[name].size
+            try:
+                if size > _physical_memory():
+                    raise MemoryError
+                content = _read_whole(stream, size)
+            except MemoryError as error:
+                raise BundleError(f"{self.folder}: {name} has {size} bytes, more than fit into memory") from error
+        self._check_hash(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def _open(self, name: str) -> io.FileIO:
+        """Open a file for reading and check its size."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise BundleError(f"{self.folder}: the bundle holds no {name}")
-        descriptor = _open_without_links(self._directory, name, self.folder)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != entry.size:
-                raise BundleError(
-                    f"{self.folder}: {name} has {size} bytes, the manifest says {entry.size}; export the bundle again"
-                )
-            view = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b"")
-        finally:
-            os.close(descriptor)
-        if hashlib.sha256(view).hexdigest() != entry.sha256:
+        stream = io.FileIO(_open_without_links(self._directory, name, self.folder))
+        size = os.fstat(stream.fileno()).st_size
+        if size != entry.size:
+            stream.close()
+            raise BundleError(
+                f"{self.folder}: {name} has {size} bytes, the manifest says {entry.size}; export the bundle again"
+            )
+        return stream
+
+    def _check_hash(self, name: str, sha256: str) -> None:
+        if sha256 != self.manifest.files[name].sha256:
             raise BundleError(f"{self.folder}: {name} differs from its hash in the manifest; export the bundle again")
-        return view
 
     def verify_all(self) -> None:
         """Hash every file of the bundle.
@@ -284,21 +369,21 @@ class BundleReader:
             BundleError: At the first file that differs.
         """
         for name in self.manifest.files:
-            self.read(name)
+            with self._open(name) as stream:
+                self._check_hash(name, hashlib.file_digest(stream, "sha256").hexdigest())
 
     def array(self, name: str) -> NDArray[np.generic]:
-        """Return a verified ``.npy`` file as an array (never unpickled)."""
+        """Return a verified ``.npy`` file as an array that cannot be written to."""
         try:
-            return np.asarray(np.load(io.BytesIO(self.read(name)), allow_pickle=False))
-        except (ValueError, EOFError) as error:
-            raise BundleError(f"{self.folder}: {name} is no plain array: {error}") from error
+            return read_npy(self.read(name))
+        except ValueError as error:
+            raise BundleError(f"{self.folder}: {name} is no plain array: {error}; export the bundle again") from error
 
     def tensors(self, name: str) -> dict[str, NDArray[np.generic]]:
-        """Return the arrays of a verified safetensors file."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
+        """Return the arrays of a verified safetensors file; they cannot be written to."""
         try:
-            return dict(load(self.read(name).tobytes()))
-        except (SafetensorError, ValueError) as error:
-            raise BundleError(f"{self.folder}: {name} is no safetensors file: {error}") from error
+            return read_safetensors(self.read(name))
+        except ValueError as error:
+            raise BundleError(
+                f"{self.folder}: {name} is no safetensors file: {error}; export the bundle again"
+            ) from error

@@ -42,17 +42,17 @@ class ItemTower(nn.Module):
     """Vectors of items that were not there in training: one float32 [B, F_m] per modality → ``vectors`` [B, D].
 
     Args:
-        model: The model.
+        encoder: From the model's ``item_encoder``.
         modalities: Order of the inputs.
         scalings: What was done to the features before the model saw them; the tower does it to what it is given, so
             that it takes raw features.
     """
 
     def __init__(
-        self, model: Recommender, modalities: tuple[str, ...], scalings: Mapping[str, Scaling] | None = None
+        self, encoder: nn.Module, modalities: tuple[str, ...], scalings: Mapping[str, Scaling] | None = None
     ) -> None:
         super().__init__()
-        self.model = model
+        self.encoder = encoder
         self.modalities = modalities
         self._scaled = frozenset(scalings or {})
         for name, scaling in (scalings or {}).items():
@@ -61,9 +61,9 @@ class ItemTower(nn.Module):
 
     def forward(self, *features: Tensor) -> Tensor:
         """Embed items from their raw features, in the order of ``modalities``."""
-        return self.model.encode_items(
-            {name: self._scale(name, matrix) for name, matrix in zip(self.modalities, features, strict=True)}
-        )
+        scaled = {name: self._scale(name, matrix) for name, matrix in zip(self.modalities, features, strict=True)}
+        vectors: Tensor = self.encoder(scaled)
+        return vectors
 
     def _scale(self, name: str, matrix: Tensor) -> Tensor:
         if name not in self._scaled:

@@ -1,4 +1,4 @@
-"""The FAISS index over item vectors. Needs neither torch nor training."""
+"""The FAISS index over item vectors: built, tuned and measured at export, checked when read. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,36 +9,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import IndexEntry
-from training.common.errors import BundleError
+from export.index_layout import read_layout
+from export.index_search import ItemIndex, Truth
+from export.index_tuning import IndexChoice, build_fastest, build_tuned, flat_index, forget_search
+from training.common.errors import BundleError, ExportError
 
-_FLAT_INNER_PRODUCT = b"IxFI"
 
+def build_index(
+    items: NDArray[np.float32],
+    path: Path,
+    users: NDArray[np.float32] | None = None,
+    choice: IndexChoice | None = None,
+) -> IndexEntry:
+    """Write an inner-product index whose search parameters reach the recall at the least cost.
 
-def build_index(items: NDArray[np.float32], path: Path) -> IndexEntry:
-    """Write a flat inner-product index: exact up to the order of summation.
+    The same vectors give the same bytes: seeds are fixed, and graphs are built by one thread. ``auto`` alone depends on
+    how fast this machine is.
 
     Args:
         items: float32 [I, D].
         path: The file to write.
+        users: float32 [n, D], real user vectors that the recall is measured with; not used for a flat index.
+        choice: Which index; flat if left out.
 
     Returns:
         Its entry in the manifest.
-    """
-    index = faiss.IndexFlatIP(items.shape[1])
-    index.add(items)
-    faiss.write_index(index, str(path))
-    return IndexEntry(factory="Flat", exact=True)
-
-
-def read_index(data: memoryview, n_items: int, dimension: int) -> faiss.Index:
-    """Read what ``build_index`` wrote.
 
     Raises:
-        BundleError: It is no flat inner-product index over so many vectors of this dimension.
+        ExportError: FAISS cannot make such an index, it is none that the service reads, or its recall falls short.
     """
-    # Before FAISS parses anything: other index types give approximate answers, and some open files by name.
-    if bytes(data[:4]) != _FLAT_INNER_PRODUCT:
-        raise BundleError("it is no flat inner-product index")
+    choice = choice or IndexChoice()
+    if choice.name == "flat":
+        built = flat_index(items)
+    elif users is None or len(users) == 0:
+        raise ExportError(f"--index {choice.name}: its recall is measured with user vectors, and there are none")
+    else:
+        make = build_fastest if choice.name == "auto" else build_tuned
+        built = make(items, Truth(items, users), choice)
+    recall = built.entry.recall
+    if choice.min_recall is not None and recall is not None and recall.value < choice.min_recall:
+        raise ExportError(
+            f"--index {choice.name} reaches recall@{recall.k} {recall.value:.4f} at its best, wanted "
+            f"{choice.min_recall} (--min-recall); choose another index or a lower recall"
+        )
+    forget_search(built.index)
+    faiss.write_index(built.index, str(path))
+    return built.entry
+
+
+def exact_over(index: ItemIndex, items: NDArray[np.float32]) -> faiss.Index:
+    """Return what the parity of scores is judged with: the index itself where it is exact, else a flat one.
+
+    Whatever proposes the candidates, a reply's scores come from the items' vectors; an approximate index is judged by
+    its recall.
+    """
+    exact: faiss.Index = (index if index.entry.exact else flat_index(items)).index
+    return exact
+
+
+def read_index(data: memoryview, entry: IndexEntry, n_items: int, dimension: int) -> ItemIndex:
+    """Read what ``build_index`` wrote, after a walk over every length and id in it.
+
+    Args:
+        data: The file.
+        entry: What the manifest says of it.
+        n_items: Vectors that it must hold.
+        dimension: Their length.
+
+    Returns:
+        The index, set to search as the manifest says.
+
+    Raises:
+        BundleError: It is not exactly what the manifest names, over so many vectors of this dimension.
+    """
+    layout = read_layout(data, n_items, dimension)
+    if (layout.kind, layout.factory) != (entry.kind, entry.factory):
+        raise BundleError(f"it is a {layout.factory} index, the manifest says {entry.factory} ({entry.kind})")
     try:
         index = faiss.deserialize_index(np.frombuffer(data, dtype=np.uint8))
     except (RuntimeError, MemoryError) as error:
@@ -46,4 +92,4 @@ def read_index(data: memoryview, n_items: int, dimension: int) -> faiss.Index:
     found, wanted = (index.ntotal, index.d, index.metric_type), (n_items, dimension, faiss.METRIC_INNER_PRODUCT)
     if found != wanted:
         raise BundleError(f"it has (vectors, dimension, metric) {found}, wanted {wanted}")
-    return index
+    return ItemIndex(index, entry, layout)

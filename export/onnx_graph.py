@@ -6,16 +6,32 @@ import logging
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
+import onnx_ir
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.onnx import ONNXProgram
 
 from export.onnx_canonical import canonical_bytes
+from export.outline import outlined
+from export.program import trace_program
+from training.common.errors import ExportError
 
+LARGEST_GRAPH_BYTES = 1_500_000_000
+"""No graph with larger initialisers, in all, is written."""
+_NOTHING = onnx_ir.tensor(np.zeros(0, dtype=np.uint8))
 _EXPORTER_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
 
 
-def export_onnx(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[str], output: str) -> bytes:
+class GraphTooLargeError(ExportError):
+    """A graph's tensors are too large for one file."""
+
+
+def export_onnx(
+    module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[str], output: str | Sequence[str]
+) -> bytes:
     """Export a module whose inputs and output share one free batch dimension.
 
     Nothing is optimised or folded: the graph holds the module's operators, and its initialisers are the module's
@@ -25,12 +41,55 @@ def export_onnx(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[
         module: In evaluation mode, on the CPU.
         examples: One tensor per input, the same number of rows each.
         inputs: Input names.
-        output: Output name.
+        output: Name of the output, or of each output.
 
     Returns:
         A serialised ``ModelProto`` without any metadata.
+
+    Raises:
+        GraphTooLargeError: Its initialisers are larger than ``LARGEST_GRAPH_BYTES``.
     """
-    batch = torch.export.Dim("batch")
+    return onnx_of(trace_program(module, examples), inputs, output)
+
+
+def onnx_of(program: ExportedProgram, inputs: Sequence[str], output: str | Sequence[str]) -> bytes:
+    """Translate a traced program; see ``export_onnx``, which traces and translates."""
+    translated = _translate(program, inputs, output)
+    # Counted before anything is serialised: a protobuf beyond 2 GB fails in the middle of it.
+    size = sum(tensor.nbytes for _, tensor in _tensors(translated))
+    if size > LARGEST_GRAPH_BYTES:
+        raise GraphTooLargeError(
+            f"its tensors have {size / 1e9:.2f} GB, and a graph with more than {LARGEST_GRAPH_BYTES / 1e9:.2f} GB is "
+            "not written, as protobuf ends at 2 GB"
+        )
+    model: onnx.ModelProto = translated.model_proto
+    _settle_casts(model)
+    return canonical_bytes(model)
+
+
+def outline_of(program: ExportedProgram, inputs: Sequence[str], output: str | Sequence[str]) -> bytes:
+    """Translate a traced program into the outline of its graph, of whatever size; see ``export.outline``."""
+    translated = _translate(program, inputs, output)
+    kept = []
+    for value, tensor in _tensors(translated):
+        content = np.ascontiguousarray(tensor.numpy())
+        raw = content.reshape(-1).view(np.uint8).data
+        kept.append(outlined(str(value.name), int(tensor.dtype), content.shape, raw))
+        value.const_value = _NOTHING
+    model: onnx.ModelProto = translated.model_proto
+    for tensor, small in zip(model.graph.initializer, kept, strict=True):
+        tensor.CopyFrom(small)
+    _settle_casts(model)
+    return canonical_bytes(model)
+
+
+def _tensors(translated: ONNXProgram) -> list[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]]:
+    """Return the initialisers, in order, with what they hold."""
+    values = translated.model.graph.initializers.values()
+    return [(value, value.const_value) for value in values if value.const_value is not None]
+
+
+def _translate(program: ExportedProgram, inputs: Sequence[str], output: str | Sequence[str]) -> ONNXProgram:
     for name in _EXPORTER_LOGGERS:
         # They report operators of packages that are not installed and that no model of ours uses.
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -39,21 +98,18 @@ def export_onnx(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         # All inputs share the batch dimension; that it is named once only is what we want.
         warnings.filterwarnings("ignore", message=r"# The axis name: batch will not be used", category=UserWarning)
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(examples),
+        translated = torch.onnx.export(
+            program,
             dynamo=True,
             optimize=False,
             verbose=False,
             input_names=list(inputs),
-            output_names=[output],
-            dynamic_shapes=_dynamic_shapes(module, examples, batch),
+            output_names=[output] if isinstance(output, str) else list(output),
+            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in inputs),
         )
-    if program is None:
+    if translated is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    model: onnx.ModelProto = program.model_proto
-    _settle_casts(model)
-    return canonical_bytes(model)
+    return translated
 
 
 def _settle_casts(model: onnx.ModelProto) -> None:
@@ -67,10 +123,3 @@ def _settle_casts(model: onnx.ModelProto) -> None:
             target = types[node.input.pop(1)]
             node.op_type = "Cast"
             node.attribute.append(onnx.helper.make_attribute("to", target))
-
-
-def _dynamic_shapes(module: nn.Module, examples: Sequence[Tensor], batch: object) -> tuple[object, ...]:
-    shapes = tuple({0: batch} for _ in examples)
-    # A forward with *args takes its inputs as one tuple-valued argument.
-    variadic = bool(module.forward.__code__.co_flags & 0x04)
-    return (shapes,) if variadic else shapes

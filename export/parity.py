@@ -14,6 +14,7 @@ TOLERANCE = 2e-6
 """Largest difference of a score, relative to the largest absolute score of the same user."""
 TOP_K = 20
 _BLOCK_SCORES = 4_000_000
+_LARGE_BLOCK_SCORES = 32_000_000
 
 Scores = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """User rows int64 [b] → scores float32 [b, I]."""
@@ -27,12 +28,16 @@ class Agreement:
         users: Users compared.
         max_absolute: Largest difference of any score.
         max_relative: The same, relative to that user's largest absolute score.
+        sum_relative: Sum over the users of each one's largest relative difference.
+        worst_user: Row of the user with the largest relative difference; None before any was seen.
         top_k_differing: Users whose top-k differs beyond ties, where scores within the tolerance count as tied.
     """
 
     users: int = 0
     max_absolute: float = 0.0
     max_relative: float = 0.0
+    sum_relative: float = 0.0
+    worst_user: int | None = None
     top_k_differing: int = 0
 
     @property
@@ -40,8 +45,13 @@ class Agreement:
         """Whether every user agrees."""
         return self.users > 0 and self.max_relative <= TOLERANCE and self.top_k_differing == 0
 
+    @property
+    def mean_relative(self) -> float:
+        """Return the mean over the users of each one's largest relative difference."""
+        return self.sum_relative / max(1, self.users)
+
     def add_scores(self, reference: NDArray[np.float32], other: NDArray[np.float32]) -> None:
-        """Compare the scores of a block of users, float32 [b, I] each."""
+        """Compare the scores of the next block of users, float32 [b, I] each."""
         largest = np.maximum(reference.max(axis=1), -reference.min(axis=1))
         with np.errstate(invalid="ignore"):
             # Exact where it matters: numbers within a factor of two have an exact difference.
@@ -53,9 +63,12 @@ class Agreement:
         # Where every score is zero, any difference at all is infinite relative to it.
         relative = np.where(difference > 0, np.inf, 0.0)
         np.divide(difference, largest, out=relative, where=finite & (largest > 0))
+        worst = int(relative.argmax())
+        if self.worst_user is None or relative[worst] > self.max_relative:
+            self.worst_user, self.max_relative = self.users + worst, max(0.0, float(relative[worst]))
         self.users += len(reference)
+        self.sum_relative += float(relative.sum())
         self.max_absolute = max(self.max_absolute, float(difference.max()))
-        self.max_relative = max(self.max_relative, float(relative.max()))
 
     def add_lists(self, reference: NDArray[np.float32], items: NDArray[np.int64]) -> None:
         """Compare best-first lists of items, int64 [b, k], with the reference scores float32 [b, I].
@@ -80,16 +93,6 @@ class Agreement:
         allowed = TOLERANCE * np.abs(reference).max(axis=1, keepdims=True)
         return np.asarray((np.abs(best.astype(np.float64) - found) <= allowed).all(axis=1))
 
-    def document(self) -> dict[str, int | float | bool]:
-        """Return the agreement as JSON values."""
-        return {
-            "passed": self.passed,
-            "users": self.users,
-            "max_absolute_error": self.max_absolute,
-            "max_relative_error": self.max_relative,
-            "top_k_differing_users": self.top_k_differing,
-        }
-
 
 def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
     """Open an ONNX graph on the CPU: one of our own making, or one that `export.onnx_safety` has passed."""
@@ -101,9 +104,15 @@ def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxrun
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_scores(data: bytes) -> Scores:
-    """Return the scores of a full graph, run by ONNX Runtime."""
-    opened = session(data)
+def onnx_scores(data: bytes, *, optimised: bool = True) -> Scores:
+    """Return the scores of a full graph, run by ONNX Runtime.
+
+    Args:
+        data: A serialised graph.
+        optimised: Let ONNX Runtime fold what does not depend on the user; otherwise every call propagates anew, in one
+            thread: ONNX Runtime's threads add up a node's messages in an order that changes from run to run.
+    """
+    opened = session(data) if optimised else session(data, optimised=False, threads=1)
 
     def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = opened.run(["scores"], {"users": users})[0]
@@ -118,12 +127,17 @@ class TowersAndIndex:
     Args:
         user_tower: Serialised ONNX graph.
         index: A FAISS index over the item vectors.
+        n_items: How many of them to compare, from the first on: a model knows nothing of items added since. All, by
+            default.
     """
 
-    def __init__(self, user_tower: bytes, index: faiss.Index) -> None:
+    def __init__(self, user_tower: bytes, index: faiss.Index, n_items: int | None = None) -> None:
         self._tower = session(user_tower)
+        self._items: NDArray[np.float32] = index.reconstruct_n(0, index.ntotal if n_items is None else n_items)
+        if len(self._items) < index.ntotal:
+            index = faiss.IndexFlatIP(index.d)
+            index.add(self._items)
         self._index = index
-        self._items: NDArray[np.float32] = index.reconstruct_n(0, index.ntotal)
 
     def vectors(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return user vectors float32 [b, D]."""
@@ -140,8 +154,37 @@ class TowersAndIndex:
         return found
 
 
+class LargeBlocks:
+    """Scores of a path on which every call costs as much as the whole model: few calls, for more users than asked for.
+
+    Args:
+        scores: The path.
+        n_users: U.
+        n_items: I.
+    """
+
+    def __init__(self, scores: Scores, n_users: int, n_items: int) -> None:
+        self._scores, self._n_users = scores, n_users
+        self._size = max(1, _LARGE_BLOCK_SCORES // n_items)
+        self._first = 0
+        self._block = np.empty((0, n_items), dtype=np.float32)
+
+    def __call__(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the scores of consecutive users, float32 [b, I]; best asked for in order."""
+        first, end = int(users[0]), int(users[-1]) + 1
+        if first < self._first or end > self._first + len(self._block):
+            self._first = first
+            stop = min(max(end, first + self._size), self._n_users)
+            self._block = np.empty((0, 0), dtype=np.float32)  # make room first
+            self._block = self._scores(np.arange(first, stop, dtype=np.int64))
+        found = self._block[first - self._first : end - self._first]
+        if end == self._n_users:
+            self._block = np.empty((0, 0), dtype=np.float32)
+        return found
+
+
 def user_blocks(n_users: int, n_items: int) -> Iterator[NDArray[np.int64]]:
-    """Yield all user rows in blocks of bounded size."""
+    """Yield all user rows, in order, in blocks of bounded size."""
     size = max(1, _BLOCK_SCORES // n_items)
     for start in range(0, n_users, size):
         yield np.arange(start, min(start + size, n_users), dtype=np.int64)
@@ -149,8 +192,12 @@ def user_blocks(n_users: int, n_items: int) -> Iterator[NDArray[np.int64]]:
 
 def top_k_of(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Return the items of the k largest scores of every row, best first, ties by item row."""
-    cut = np.partition(scores, -k, axis=1)[:, -k, None]
-    rows, items = np.nonzero(scores >= cut)
+    # At least k scores reach the k-th largest of the maxima of disjoint groups: few items are left to be sorted.
+    maxima = scores
+    while (half := maxima.shape[1] // 2) >= 4 * k:
+        maxima = np.maximum(maxima[:, :half], maxima[:, half : 2 * half])
+    cut = np.partition(maxima, -k, axis=1)[:, -k, None]
+    rows, items = np.divmod(np.flatnonzero(scores >= cut), scores.shape[1])
     ranked = np.lexsort((items, -scores[rows, items], rows))
     first = np.searchsorted(rows, np.arange(len(scores)))
     return np.asarray(items[ranked][first[:, None] + np.arange(k)], dtype=np.int64)
@@ -171,14 +218,27 @@ def compare(
     Returns:
         Name → agreement.
     """
-    result = {name: Agreement() for name in (*paths, "towers_index")}
     k = min(TOP_K, n_items)
+
+    def lists(scores: NDArray[np.float32], _: NDArray[np.int64]) -> NDArray[np.int64]:
+        return top_k_of(scores, k)
+
+    # One path after the other: each holds a model of its own, and some hold the scores of many users.
+    result = {name: _agreement(reference, path, lists, n_users, n_items) for name, path in paths.items()}
+    found = _agreement(reference, towers.scores, lambda _, users: towers.search(users, k), n_users, n_items)
+    return {**result, "towers_index": found}
+
+
+def _agreement(
+    reference: Scores,
+    path: Scores,
+    lists: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.int64]],
+    n_users: int,
+    n_items: int,
+) -> Agreement:
+    agreement = Agreement()
     for users in user_blocks(n_users, n_items):
-        expected = reference(users)
-        for name, path in paths.items():
-            scores = path(users)
-            result[name].add_scores(expected, scores)
-            result[name].add_lists(expected, top_k_of(scores, k))
-        result["towers_index"].add_scores(expected, towers.scores(users))
-        result["towers_index"].add_lists(expected, towers.search(users, k))
-    return result
+        expected, scores = reference(users), path(users)
+        agreement.add_scores(expected, scores)
+        agreement.add_lists(expected, lists(scores, users))
+    return agreement

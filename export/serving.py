@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import IDS, INDEX, ITEMS, POPULARITY, SEEN, USER_TOWER, BundleReader, Manifest
-from training.common.errors import BundleError
+from export.onnx_safety import check_user_tower
+from training.common.errors import BundleError, shown
 from training.common.strings import StringTable
 
 
@@ -62,6 +64,23 @@ def _expect(condition: bool, folder: Path, message: str) -> None:
         raise BundleError(f"{folder}: {message}; export the bundle again")
 
 
+def _are_rows(offsets: NDArray[Any], items: NDArray[Any], n_users: int, n_items: int) -> bool:
+    if offsets.dtype != np.int64 or offsets.shape != (n_users + 1,) or items.dtype != np.int32 or items.ndim != 1:
+        return False
+    # Neighbours are compared and not subtracted: a difference of two int64 may wrap around.
+    ordered = offsets[0] == 0 and offsets[-1] == len(items) and not np.any(offsets[1:] < offsets[:-1])
+    return bool(ordered) and (len(items) == 0 or bool(items.min() >= 0 and items.max() < n_items))
+
+
+def _ascend(offsets: NDArray[Any], items: NDArray[Any]) -> bool:
+    """Counting and dropping seen items relies on each user's rows being distinct."""
+    ascending = items[1:] > items[:-1]
+    starts = offsets[1:-1]
+    starts = starts[(starts > 0) & (starts < len(items))]
+    ascending[starts - 1] = True  # between the last item of one user and the first of the next
+    return bool(ascending.all())
+
+
 def load_for_serving(folder: Path) -> ServingBundle:
     """Load what the service runs, all or nothing.
 
@@ -78,7 +97,7 @@ def load_for_serving(folder: Path) -> ServingBundle:
     """
     with BundleReader(folder) as reader:
         manifest = reader.manifest
-        n_users, n_items = manifest.dataset.n_users, manifest.dataset.n_items
+        n_users, n_items = manifest.dataset.n_users, manifest.n_items
         items = reader.array(ITEMS)
         _expect(
             items.dtype == np.float32 and items.shape == (n_items, manifest.dimension),
@@ -86,9 +105,11 @@ def load_for_serving(folder: Path) -> ServingBundle:
             f"{ITEMS} is {items.dtype} {items.shape}, wanted float32 {(n_items, manifest.dimension)}",
         )
         _expect(bool(np.isfinite(items).all()), folder, f"{ITEMS} holds NaN or infinite values")
-        popularity = reader.array(POPULARITY)
+        popularity: NDArray[Any] = reader.array(POPULARITY)
         _expect(
-            popularity.dtype == np.int64 and popularity.shape == (n_items,), folder, f"{POPULARITY} is not int64 [I]"
+            popularity.dtype == np.int64 and popularity.shape == (n_items,) and bool((popularity >= 0).all()),
+            folder,
+            f"{POPULARITY} is not a number of interactions, int64, for each of {n_items} items",
         )
         ids = reader.tensors(IDS)
         seen_arrays = reader.tensors(SEEN)
@@ -103,28 +124,30 @@ def load_for_serving(folder: Path) -> ServingBundle:
             folder,
             f"{IDS} names {len(item_ids)} items and {len(titles)} titles, the manifest {n_items}",
         )
+        for table, what in ((users, "user ids"), (item_ids, "item ids"), (titles, "titles")):
+            _expect(table.is_text(), folder, f"{IDS}: the {what} are not valid UTF-8")
         for table in (users, item_ids):
             duplicate = table.first_duplicate()
-            _expect(duplicate is None, folder, f"{IDS}: the id {duplicate!r} occurs twice")
+            _expect(duplicate is None, folder, f"{IDS}: the id {shown(duplicate or '')} occurs twice")
         _expect(
-            offsets.dtype == np.int64
-            and seen_items.dtype == np.int32
-            and offsets.shape == (n_users + 1,)
-            and offsets[0] == 0
-            and offsets[-1] == len(seen_items)
-            and bool(np.all(np.diff(offsets) >= 0))
-            and (len(seen_items) == 0 or (seen_items.min() >= 0 and seen_items.max() < n_items)),
+            _are_rows(offsets, seen_items, n_users, manifest.dataset.n_items),
             folder,
             f"{SEEN} is not a list of item rows per user",
         )
+        _expect(_ascend(offsets, seen_items), folder, f"{SEEN}: the seen items of a user are not strictly ascending")
+        user_tower = reader.read(USER_TOWER).tobytes()
+        try:
+            check_user_tower(user_tower, USER_TOWER, n_users, manifest.dimension)
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error}") from error
         return ServingBundle(
             manifest=manifest,
-            user_tower=reader.read(USER_TOWER).tobytes(),
+            user_tower=user_tower,
             index=reader.read(INDEX),
             items=items,  # type: ignore[arg-type]
             users=users,
             item_ids=item_ids,
             titles=titles,
             seen=SeenItems(offsets, seen_items),  # type: ignore[arg-type]
-            popularity=popularity,  # type: ignore[arg-type]
+            popularity=popularity,
         )

@@ -1,8 +1,6 @@
-"""Stripping: the model out of its training objective, and what stays behind."""
+"""Stripping: the model out of its training objective. What stays behind is in ``export.removed``."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 from training.build import build_model, build_objective, load_model, load_tensors
 from training.checkpoint import Checkpoint
@@ -33,24 +31,3 @@ def plain_model(checkpoint: Checkpoint, *, transplant: bool) -> Recommender:
     if transplant:
         return load_model(checkpoint)
     return build_model(checkpoint.info.config, checkpoint.dataset).eval()
-
-
-@dataclass(frozen=True)
-class Removed:
-    """What training had and the export has not.
-
-    Attributes:
-        tensors: Name → shape.
-        parameters: Their number of elements in all.
-    """
-
-    tensors: dict[str, list[int]]
-    parameters: int
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Removed:
-        """List a checkpoint's training-only tensors."""
-        return cls(
-            tensors={name: list(value.shape) for name, value in sorted(checkpoint.dvib.items())},
-            parameters=sum(value.numel() for value in checkpoint.dvib.values()),
-        )

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.jit import _state
+
+
+@contextlib.contextmanager
+def _fresh_class_names() -> Iterator[None]:
+    """Give the classes made inside the names of a process's first trace.
+
+    TorchScript numbers classes of one name through the whole life of its registry, and the numbers get into the file:
+    without a registry of its own, a file would tell how many traces its process had made before.
+    """
+    registry = _state._python_cu
+    _state._python_cu = torch._C.CompilationUnit()
+    try:
+        yield
+    finally:
+        _state._python_cu = registry
 
 
 def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
@@ -23,7 +41,7 @@ def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
         The traced module. The file itself is not loaded again: TorchScript files hold pickles.
     """
     example = torch.arange(min(2, n_users))
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _fresh_class_names():
         # PyTorch 2.9 and later deprecate torch.jit in favour of torch.export.
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is not supported", category=DeprecationWarning)

@@ -95,10 +95,13 @@ def run_server(settings: Settings) -> None:
     with listen(settings.host, settings.port) as listener:
         import uvicorn
 
+        from export.publish import resolve
         from service.app import create_app
         from service.engine import Engine
 
-        engines = {name: Engine.load(folder, index_threads=settings.index_threads) for name, folder in folders.items()}
+        engines = {
+            name: Engine.load(resolve(folder), index_threads=settings.index_threads) for name, folder in folders.items()
+        }
         address = _place(*listener.getsockname()[:2])
         models = ", ".join(
             f"{name} ({engine.manifest.model} {engine.manifest.version})" for name, engine in engines.items()
@@ -129,7 +132,9 @@ def serve(
     bundle: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=DIR", help="A model's name and bundle folder; repeatable. DIR alone takes its name."
+            metavar="NAME=DIR",
+            help="A model's name and its bundle, or its root of published versions; repeatable. DIR alone takes its "
+            "name.",
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,

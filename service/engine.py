@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from export.serving import SeenItems, ServingBundle
-    from training.common.strings import StringTable
+    from export.serving import ServingBundle
 
 Source = Literal["model", "popular", "history"]
 
@@ -48,21 +47,6 @@ class Recommendation:
     items: list[ScoredItem]
 
 
-def _check_seen(seen: SeenItems) -> None:
-    """Counting and dropping seen items relies on each user's rows being distinct."""
-    ascending = np.diff(seen.items.astype(np.int64)) > 0
-    starts = seen.offsets[1:-1]
-    starts = starts[(starts > 0) & (starts < len(seen.items))]
-    ascending[starts - 1] = True  # between the last item of one user and the first of the next
-    if not ascending.all():
-        raise BundleError("the seen items of a user are not strictly ascending; export the bundle again")
-
-
-def _check_text(table: StringTable, what: str) -> None:
-    if not table.is_text():
-        raise BundleError(f"the {what} are not valid UTF-8; export the bundle again")
-
-
 class Engine:
     """Exact recommendations from one verified bundle. Not for concurrent use: one thread at a time.
 
@@ -78,10 +62,6 @@ class Engine:
     """
 
     def __init__(self, bundle: ServingBundle, *, index_threads: int = 1) -> None:
-        _check_seen(bundle.seen)
-        _check_text(bundle.users, "user ids")
-        _check_text(bundle.item_ids, "item ids")
-        _check_text(bundle.titles, "titles")
         self.manifest = bundle.manifest
         self._users = bundle.users
         self._item_ids = bundle.item_ids
@@ -92,7 +72,11 @@ class Engine:
         self._popular: NDArray[np.int64] = np.lexsort((rows, -bundle.popularity))
         self._tower = UserTower(bundle.user_tower, len(bundle.users), bundle.manifest.dimension)
         self._ranker = Ranker(
-            bundle.index, bundle.items, largest_user_norm=self._tower.largest_norm, threads=index_threads
+            bundle.index,
+            bundle.manifest.index,
+            bundle.items,
+            largest_user_norm=self._tower.largest_norm,
+            threads=index_threads,
         )
 
     @classmethod

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import faiss
 import numpy as np
 
 from export.bundle import INDEX
 from export.index import read_index
+from export.index_search import search_threads
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from export.bundle import IndexEntry
 
 _SLACK = 16
 _CHUNK = 4096
@@ -78,10 +80,14 @@ def _contained(rows: NDArray[np.int64], ascending: NDArray[np.int32]) -> NDArray
 
 
 class Ranker:
-    """Exact top-k for batches of queries.
+    """Top-k for batches of queries: the exact one with an exact index, and exact scores with every index.
+
+    An approximate index may miss items of the top-k, as often as the manifest's recall says; whatever it proposes is
+    scored exactly, and each query is searched for alone, so that its answer does not depend on its batch.
 
     Args:
         index: Serialised FAISS index over ``items``, inner product.
+        entry: What the manifest says of it.
         items: float32 [I, D].
         largest_user_norm: Euclidean norm of the longest vector that will be asked for.
         threads: Threads of one index search.
@@ -91,11 +97,17 @@ class Ranker:
     """
 
     def __init__(
-        self, index: memoryview, items: NDArray[np.float32], *, largest_user_norm: float, threads: int
+        self,
+        index: memoryview,
+        entry: IndexEntry,
+        items: NDArray[np.float32],
+        *,
+        largest_user_norm: float,
+        threads: int,
     ) -> None:
         n_items, dimension = items.shape
         try:
-            self._index = read_index(index, n_items, dimension)
+            self._index = read_index(index, entry, n_items, dimension)
         except BundleError as error:
             raise BundleError(f"{INDEX}: {error}; export the bundle again") from error
         self._items = items
@@ -103,18 +115,17 @@ class Ranker:
         largest_item_norm = 0.0
         for start in range(0, n_items, _CHUNK):
             part = items[start : start + _CHUNK]
-            if not np.array_equal(part, self._index.reconstruct_n(start, len(part))):
+            if entry.exact and not np.array_equal(part, self._index.index.reconstruct_n(start, len(part))):
                 raise BundleError("the item index holds other vectors than items.npy; export the bundle again")
             largest_item_norm = max(largest_item_norm, float(np.linalg.norm(part.astype(np.float64), axis=1).max()))
-        if largest_item_norm * largest_user_norm > float(np.finfo(np.float32).max) / 2:
-            raise BundleError("scores of this bundle overflow float32; train and export the model again")
+        self._index.check_norm(largest_user_norm)
         # |float32 inner product - exact| <= gamma_D |u| |v| for every order of summation (Higham, Accuracy and
         # Stability of Numerical Algorithms, eq. 3.5); doubled, for the smaller errors of the exact side.
         unit = dimension * float(np.finfo(np.float32).eps)
         self._error_per_norm = 2 * unit * largest_item_norm
 
     def top(self, queries: Sequence[Query]) -> list[Ranked]:
-        """Answer all queries, with one index search where the first fetch suffices.
+        """Answer all queries, with an exact index by one search where the first fetch suffices.
 
         Each answer depends on its own query alone, not on the batch or on the index's arithmetic: candidates are
         re-scored exactly, and a cut that the index's rounding could have changed is repeated with a wider fetch.
@@ -125,6 +136,8 @@ class Ranker:
         Returns:
             Per query ``min(k, items not seen)`` items in exact order.
         """
+        if not self._index.entry.exact:
+            return [self._rank_proposed(query) for query in queries]
         answers: dict[int, Ranked] = {}
         fetches = {position: q.k + len(q.seen) + _SLACK for position, q in enumerate(queries)}
         while fetches:
@@ -145,10 +158,18 @@ class Ranker:
         return [answers[position] for position in range(len(queries))]
 
     def _search(self, vectors: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        # OpenMP keeps this setting per calling thread, so it is made where the search runs.
-        faiss.omp_set_num_threads(self._threads)
-        scores, rows = self._index.search(vectors, fetch)
+        with search_threads(self._threads):
+            scores, rows = self._index.index.search(vectors, fetch)
         return scores[:, -1], rows
+
+    def _rank_proposed(self, query: Query) -> Ranked:
+        """Rank what an approximate index proposes, or all items where that is too little."""
+        with search_threads(self._threads):
+            rows = self._index.candidates(query.vector, query.k, len(query.seen))
+        unseen = rows[~_contained(rows, query.seen)]
+        if len(unseen) < min(query.k, len(self._items) - len(query.seen)):
+            return self._rank_all(query)
+        return self._order(query, unseen)
 
     def _rank_all(self, query: Query) -> Ranked:
         unseen = np.ones(len(self._items), dtype=np.bool_)

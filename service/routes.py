@@ -31,6 +31,7 @@ def describe(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
                 "name": name,
                 "default": name == default,
                 **manifest.model_dump(include={"model", "variant", "preset", "dimension", "version", "metrics"}),
+                "n_items": manifest.n_items,
                 "dataset": manifest.dataset.model_dump(include={"name", "n_users", "n_items", "n_train"}),
             }
             for name, manifest in manifests.items()

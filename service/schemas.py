@@ -62,6 +62,7 @@ class ModelInfo(BaseModel):
     model: str = Field(description="architecture", examples=["vbpr"])
     variant: Literal["none", "constant", "adaptive"] = Field(description="DVIB variant it was trained with")
     preset: str
+    n_items: int = Field(description="items it can recommend: those it was trained with, and those added since")
     dataset: DatasetInfo
     dimension: int = Field(description="length of user and item vectors")
     version: str = Version

@@ -102,7 +102,7 @@ def flat_index(items: NDArray[np.float32]) -> bytes:
 def write_bundle(folder: Path, content: Content, *, variant: str = "none", name: str = "toy") -> bundle.Manifest:
     """Write a complete bundle into a new folder; the offline artefacts are dummy bytes."""
     folder.mkdir(parents=True)
-    for offline in (bundle.MODEL_ONNX, bundle.TORCHSCRIPT, bundle.CERTIFICATE):
+    for offline in (bundle.MODEL_ONNX, bundle.TORCHSCRIPT, bundle.PROGRAM, bundle.CERTIFICATE):
         (folder / offline).write_bytes(b"offline artefact, never read by the service")
     (folder / bundle.USER_TOWER).write_bytes(gather_tower(content.users))
     (folder / bundle.INDEX).write_bytes(flat_index(content.items))

@@ -7,9 +7,11 @@ blocks of rows, each pair of blocks once for both of its sides. Of an I × I mat
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 _BLOCK = 2048
 """Rows of a block. A step holds two normalised blocks, [2048, F] each, and some 100 MB of products and candidates."""
@@ -99,3 +101,41 @@ def _merge(best: Tensor, similarities: Tensor, first: int, bar: Tensor) -> None:
     rows, by_row = rows[order].sort(stable=True)
     starts = torch.searchsorted(rows, torch.arange(n, device=rows.device))
     best.copy_(keys[by_row][starts.unsqueeze(1) + torch.arange(k, device=rows.device)])
+
+
+class NearestMean(nn.Module):
+    """Places a new item among known ones: the mean of the vectors of its nearest, weighted by modality.
+
+        y = Σ_m w_m / k Σ_{j in kNN_m(x_m)} table_j
+
+    Nearest is by cosine, as in ``knn_graph``. Where the k-th and the next are equally near, either may be taken: ONNX
+    takes the lower row, torch promises nothing.
+
+    Args:
+        features: Modality name → float32 [I, F_m] of the known items.
+        shares: The same names → w_m, in sum one.
+        k: Neighbours of a row; all, where there are fewer.
+        table: float32 [I, D], the known items' vectors.
+    """
+
+    def __init__(self, features: Mapping[str, Tensor], shares: Mapping[str, float], k: int, table: Tensor) -> None:
+        super().__init__()
+        self.shares = dict(shares)
+        self.k = min(k, len(table))
+        self.register_buffer("table", table.detach())
+        self.table: Tensor
+        for name in shares:
+            known = features[name].detach()
+            norms = torch.linalg.vector_norm(known, dim=1, keepdim=True).clamp(min=_LEAST_NORM)
+            self.register_buffer(f"known_{name}", known / norms)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return vectors float32 [n, D] of items with these features, modality name → float32 [n, F_m]."""
+        parts = []
+        for name, share in self.shares.items():
+            # Cosines but for the length of the new item's own row, which does not change their order.
+            similarities = features[name] @ self.get_buffer(f"known_{name}").T  # [n, I]
+            nearest = similarities.topk(self.k, dim=1).indices  # [n, k]
+            parts.append(share * F.embedding(nearest, self.table).mean(dim=1))  # [n, D]
+        vectors: Tensor = torch.stack(parts).sum(dim=0)
+        return vectors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +37,9 @@ def matrix(
     dvib: Variants = None,
     preset: PresetOption = "tuned",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of each training.")] = 2,
+    runs: Annotated[
+        Path | None, typer.Option("--runs", help="Keep the trained runs here, and take those that are here already.")
+    ] = None,
     settings: Settings = None,
     device: Device = "cpu",
     json_file: JsonFile = None,
@@ -58,7 +62,7 @@ def matrix(
     environment = begin(json_file)
     rows = []
     with progress_bar(len(lines), "rows") as bar:
-        for row in work.run_matrix(study, bar.describe):
+        for row in work.run_matrix(study, runs, bar.describe):
             rows.append(row)
             bar.line(f"{row.model} {row.variant}: {f'FAILED in {row.error}' if row.error else 'answered'}")
             bar.advance()
@@ -68,6 +72,7 @@ def matrix(
                 "preset": preset,
                 "epochs": epochs,
                 "device": str(study.device),
+                "export_and_verify_seconds": work.seconds_in_all(rows),
                 "rows": [row.document() for row in rows],
                 "environment": environment,
             }
@@ -76,5 +81,6 @@ def matrix(
         typer.echo(text)
     failed = sum(bool(row.error) for row in rows)
     typer.echo(f"{len(rows) - failed} of {len(rows)} combinations went all the way on {dataset}, preset {preset}")
+    typer.echo(f"export and verification of all: {work.seconds_in_all(rows):.0f} s")
     if failed:
         raise typer.Exit(EXIT_DIFFERENT)

@@ -10,6 +10,7 @@ from tests.benchmarks.helpers import Bench, read_json
 from tests.helpers_training import planted_blocks, write_mmrec
 from training.build import load_model
 from training.checkpoint import Checkpoint
+from training.config import RunConfig
 from training.evaluation import GroupedItems
 from training.models.base import Recommender
 
@@ -40,16 +41,24 @@ def test_rows_go_all_the_way(
         assert row["error"] is None
         assert row["proofs"] == [4, 4]
         # What verification looks at, and with DVIB the plain bundle besides.
-        assert row["checks"] == [8 + row["against_plain"]] * 2
+        assert row["checks"] == [9 + row["against_plain"]] * 2
         assert row["against_plain"] == (row["variant"] != "none")
-        assert 0 <= row["parity_error"] < 1e-5
+        assert row["parity"].keys() == {"onnx", "onnx_unfolded", "torchscript", "program", "towers_index"}
+        assert 0 <= row["parity_error"] == max(row["parity"].values()) < 1e-5
+        assert (row["removed"]["parameters"] > 0) == (row["variant"] == "adaptive")
+        assert row["bundle_bytes"] > 10_000
         assert row["answer"]["user"] == str(user)
         assert int(row["answer"]["item_id"]) not in own
         assert row["train_seconds"] > 0
         assert row["export_seconds"] > 0
+        assert row["verify_seconds"] > 0
+    document = read_json(tmp_path / "out.json")
+    spent = sum(row["export_seconds"] + row["verify_seconds"] for row in rows)
+    assert document["export_and_verify_seconds"] == pytest.approx(spent)
     shown = capsys.readouterr()
     assert "2 of 2 combinations went all the way on planted" in shown.out
     assert "4 of 4" in shown.out
+    assert "export and verification of all: " in shown.out
     assert len(shown.err.splitlines()) == 2
 
 
@@ -101,3 +110,37 @@ def test_a_wrong_answer_is_an_error(
     monkeypatch.setattr(matrix, "load_model", reversed_items)
     assert bench(*planted, "--model", "vbpr", "--dvib", "none") == 1
     assert read_json(tmp_path / "out.json")["rows"][0]["error"].startswith("request: WrongAnswerError: ")
+
+
+def test_kept_runs_are_not_trained_again(
+    bench: Bench, planted: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "ask", lambda *_: {"user": "u", "item_id": "i", "score": 1.0})
+    line = (*planted, "--model", "vbpr", "--dvib", "none", "--runs", tmp_path / "runs")
+    assert bench(*line) == 0
+    (first,) = read_json(tmp_path / "out.json")["rows"]
+    assert (tmp_path / "runs" / "vbpr-none-run").is_dir()
+    monkeypatch.setattr(matrix, "Trainer", None)
+    assert bench(*line) == 0
+    (again,) = read_json(tmp_path / "out.json")["rows"]
+    assert "train_seconds" in first
+    assert "train_seconds" not in again
+    assert (again["parity"], again["bundle_bytes"]) == (first["parity"], first["bundle_bytes"])
+    assert bench(*line, "--set", "model.dimension=12") == 1
+    (other,) = read_json(tmp_path / "out.json")["rows"]
+    assert other["error"].startswith("training: ConfigError: ")
+    assert "other settings or data" in other["error"]
+
+
+def test_every_variant_has_a_seed_of_its_own(
+    bench: Bench, planted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def refuse(config: RunConfig, *_: object, **__: object) -> None:
+        seeds.append(config.training.seed)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(matrix, "Trainer", refuse)
+    assert bench(*planted, "--model", "vbpr") == 1
+    assert len(set(seeds)) == len(seeds) == 3

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.statistics import Quantiles, Ratio, Samples, ratio_of_quantiles
+from benchmarks.statistics import Quantiles, Ratio, Samples, interquartile_mean, ratio_of_quantiles
 
 
 def arms(seed: int, ratio: float, *, shared: float, private: float) -> tuple[Samples, Samples]:
@@ -32,9 +32,26 @@ def test_arms_without_noise_have_a_ratio_without_width() -> None:
 
 
 def test_two_rounds_by_hand() -> None:
-    """Resamples hold rounds (1, 1), (1, 2), (2, 1) or (2, 2): ratios 1, 2, 2 and 3, with probability ¼ each."""
-    found = ratio_of_quantiles(np.ones((2, 1)), np.array([[1.0], [3.0]]), np.random.default_rng(0))
-    assert (found.value, found.low, found.high) == (2.0, 1.0, 3.0)
+    """Resamples hold rounds (1, 1), (1, 2), (2, 1) or (2, 2): ratios 1, 2, 2 and 4, with probability ¼ each."""
+    found = ratio_of_quantiles(np.ones((2, 1)), np.array([[1.0], [4.0]]), np.random.default_rng(0))
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 1.0, 4.0))
+
+
+def test_the_middle_half_decides() -> None:
+    """Rounds in which a neighbour met one arm only do not move the estimate."""
+    other = np.full((8, 3), 1.02)
+    other[0], other[5] = 9.0, 0.3
+    assert ratio_of_quantiles(np.ones((8, 3)), other, np.random.default_rng(0)).value == pytest.approx(1.02)
+    rows = np.array([[5.0, 1.0, 2.0, 100.0], [1.0, 2.0, 3.0, 4.0]])
+    assert interquartile_mean(rows).tolist() == [3.5, 2.5]
+    assert interquartile_mean(np.array([[1.0, 2.0, 6.0]])).tolist() == [3.0]
+
+
+def test_more_confidence_is_a_wider_interval() -> None:
+    samples = arms(1, 1.0, shared=0.1, private=0.1)
+    narrow, wide = (ratio_of_quantiles(*samples, np.random.default_rng(0), confidence=c) for c in (0.9, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert (narrow.value, narrow.confidence, wide.confidence) == (wide.value, 0.9, 0.99)
 
 
 def test_both_arms_are_resampled_by_the_same_rounds() -> None:

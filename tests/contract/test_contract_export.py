@@ -59,7 +59,10 @@ def test_every_variant_trains_exports_verifies_and_answers(
         runs[variant] = load_checkpoint(tmp_path / f"run-{variant}")
         out = tmp_path / variant
         independent = None if variant == "none" else runs["none"]
-        _, certificates[variant] = build_bundle(runs[variant], out, independent=independent)
+        manifest, certificates[variant] = build_bundle(runs[variant], out, independent=independent)
+        # Either there is a tower for new items, or the manifest says why this model has none.
+        reason = None if (out / bundle.ITEM_TOWER).exists() else MODELS[name].no_item_encoder
+        assert manifest.absent.get(bundle.ITEM_TOWER) == reason
         checks = verify_bundle(out, tmp_path / "none")
         assert [check.name for check in checks if not check.passed] == []
         _check_answer(out, runs[variant])
@@ -68,7 +71,21 @@ def test_every_variant_trains_exports_verifies_and_answers(
         assert "CastLike" not in certificates[variant].exported.operators
         # What only the loss or the second pass reads is not in the graph.
         assert not any("net_phi" in entry or entry.startswith("model.features_") for entry in names)
+        _check_removed(certificates[variant], runs[variant])
     _same_cost(certificates)
+
+
+def _check_removed(certificate: Certificate, checkpoint: Checkpoint) -> None:
+    """A random operator for every place that is perturbed, the training-only tensors, and work."""
+    removed = certificate.removed
+    assert certificate.exported.uncounted == []
+    assert removed.tensors.keys() == checkpoint.dvib.keys()
+    if certificate.variant == "none":
+        assert removed.noise is None
+        assert removed.flops_per_user == len(removed.operators) == 0
+    else:
+        assert removed.random_operators == {"RandomNormalLike": len(load_model(checkpoint).site_widths)}
+        assert removed.flops_per_user > removed.matmul_flops_per_user >= 0
 
 
 def _same_cost(certificates: Mapping[Variant, Certificate]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from export import build
+from export import artefacts
 from export.onnx_graph import export_onnx
 from tests.helpers_export import dvib_export
 from tests.helpers_training import make_config, planted_blocks
@@ -79,7 +79,15 @@ def adaptive_bundle(baseline_run: Path, adaptive_run: Path, tmp_path_factory: py
     out = tmp_path_factory.mktemp("bundles") / "adaptive"
     outcome = dvib_export("build", adaptive_run, "--out", out, "--baseline", baseline_run)
     assert (outcome.code, outcome.err) == (0, "")
-    assert "removed: 6 training-only tensors with 1377 parameters" in outcome.out
+    assert "removed: 6 training-only tensors with 1377 parameters, " in outcome.out
+    return out
+
+
+@pytest.fixture(scope="session")
+def wide_bundle(wide_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another architecture of the same model; never changed by a test."""
+    out = tmp_path_factory.mktemp("bundles") / "wide"
+    assert dvib_export("build", wide_run, "--out", out).code == 0
     return out
 
 
@@ -101,7 +109,7 @@ def remembered(exports: dict[tuple[object, ...], bytes], monkeypatch: pytest.Mon
             exports[key] = export_onnx(module, *arguments)
         return exports[key]
 
-    monkeypatch.setattr(build, "export_onnx", once)
+    monkeypatch.setattr(artefacts, "export_onnx", once)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
@@ -10,10 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from export import build, bundle
-from tests.helpers_export import assert_same_but_for_torchscript, digests, dvib_export, edit_checkpoint, environment
-from training.checkpoint import BEST, DVIB, GRAPH, MODEL
+from export import artefacts, build, bundle, strip
+from export.artefacts import full_graph_onnx
+from export.commands.build import stages
+from tests.helpers_export import assert_same_bytes, digests, dvib_export, edit_checkpoint, environment
+from tests.helpers_training import make_config
+from training.checkpoint import BEST, DVIB, GRAPH, MODEL, load_checkpoint
+from training.data.dataset import Dataset
+from training.trainer import Trainer
 
 Copy = Callable[[Path], Path]
 
@@ -114,10 +121,11 @@ def test_an_error_in_the_middle_leaves_the_old_bundle(
         raise UnexpectedError
 
     monkeypatch.setattr(build, "certify", broken)
-    monkeypatch.setattr(build, "export_onnx", lambda *_: b"quick")
+    monkeypatch.setattr(artefacts, "onnx_of", lambda *_: b"quick")
+    monkeypatch.setattr(artefacts, "export_onnx", lambda *_: b"quick")
     with pytest.raises(UnexpectedError):
         dvib_export("build", baseline_run, "--out", existing, "--force")
-    assert set(written) >= {bundle.MODEL_ONNX, bundle.USER_TOWER, bundle.TORCHSCRIPT}
+    assert set(written) >= {bundle.MODEL_ONNX, bundle.USER_TOWER, bundle.TORCHSCRIPT, bundle.PROGRAM}
     assert digests(existing) == before
     assert list(tmp_path.iterdir()) == [existing]
 
@@ -141,7 +149,8 @@ def test_a_kill_in_the_middle_leaves_the_old_bundle_and_the_next_build_tidies_up
     assert digests(existing) == before
     assert dvib_export("verify", existing).code == 0
 
-    monkeypatch.setattr(build, "export_onnx", lambda *_: b"quick")
+    monkeypatch.setattr(artefacts, "onnx_of", lambda *_: b"quick")
+    monkeypatch.setattr(artefacts, "export_onnx", lambda *_: b"quick")
     monkeypatch.setattr(build, "certify", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         dvib_export("build", baseline_run, "--out", existing, "--force")
@@ -158,7 +167,7 @@ def test_force_replaces_the_whole_bundle(
     np.save(existing / "stray.npy", np.zeros(1))
     outcome = dvib_export("build", baseline_run, "--out", existing, "--force")
     assert (outcome.code, outcome.err) == (0, "")
-    assert_same_but_for_torchscript(existing, baseline_bundle)
+    assert_same_bytes(existing, baseline_bundle)
     assert list(tmp_path.iterdir()) == [existing]
     for proof in ("transplant", "blanked", "architecture", "parity"):
         assert f"proof {proof}: " in outcome.out
@@ -178,3 +187,48 @@ def test_force_replaces_bundles_only(tmp_path: Path, baseline_run: Path, copy_of
         assert f"{out} is no bundle and is not replaced" in outcome.complaint
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert (folder / "precious").read_text() == file.read_text() == "text"
+
+
+def test_what_was_written_and_what_is_absent_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    Trainer(make_config("none", "training.epochs=1", model="layergcn"), dataset, tmp_path / "run").fit()
+    outcome = dvib_export("build", tmp_path / "run", "--out", tmp_path / "b")
+    assert (outcome.code, outcome.err) == (0, "")
+    files = {path.name for path in (tmp_path / "b").iterdir()} - {bundle.MANIFEST}
+    assert f"{len(files)} files, " in outcome.out
+    for name in files:
+        assert f"{name} " in outcome.out
+    assert f"no {bundle.ITEM_TOWER}: " in outcome.out
+    with bundle.BundleReader(tmp_path / "b") as reader:
+        assert reader.manifest.absent.keys() == {bundle.ITEM_TOWER}
+        versions = reader.manifest.provenance
+        assert reader.manifest.opset >= 18
+    for package in ("torch", "onnx", "onnxruntime", "onnxscript", "faiss", "numpy"):
+        assert versions[f"version.{package}"]
+
+
+def test_a_checkpoint_of_a_gpu_exports_on_a_cpu(baseline_run: Path, baseline_bundle: Path, copy_of: Copy) -> None:
+    """What training on CUDA leaves behind is another version of torch: safetensors know no devices."""
+    run = copy_of(baseline_run)
+    edit_checkpoint(run, lambda document: document["versions"].update(torch="2.9.0+cu128"))
+    checkpoint = load_checkpoint(run)
+    assert checkpoint.info.versions["torch"] == "2.9.0+cu128"
+    assert {tensor.device.type for tensor in (*checkpoint.model.values(), *checkpoint.dvib.values())} == {"cpu"}
+    model = strip.strip(strip.trained_objective(checkpoint))
+    assert full_graph_onnx(model) == (baseline_bundle / bundle.MODEL_ONNX).read_bytes()
+
+
+def test_a_terminal_sees_stages_and_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr("rich.console.Console", lambda **_: terminal)
+    with stages() as enter:
+        enter("stripping")
+        enter("proving")
+    shown = [line for line in screen.getvalue().splitlines() if " s  " in line]
+    assert [line.split()[-1] for line in shown] == ["stripping", "proving"]
+
+
+def test_a_pipe_sees_no_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    with stages() as enter:
+        enter("stripping")
+    assert capsys.readouterr() == ("", "")

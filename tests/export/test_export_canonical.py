@@ -10,14 +10,8 @@ import pytest
 from onnx import ModelProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
 from export.certificate import GraphFacts
-from export.onnx_canonical import (
-    blank,
-    canonical_bytes,
-    fingerprint,
-    flops_per_user,
-    initializer_sizes,
-    parse,
-)
+from export.onnx_canonical import blank, canonical_bytes, initializer_shapes, opset, parse
+from export.onnx_fingerprint import fingerprint
 from tests.helpers_export import messages
 from tests.helpers_graphs import (
     LEARNED,
@@ -47,19 +41,23 @@ def test_facts_by_hand() -> None:
     facts = GraphFacts.of(data := canonical_bytes(vbpr_graph()), LEARNED)
     assert facts.parameters == U * 2 * D + I * D + D * F + D
     assert facts.constants == I * F + 2
-    assert facts.flops_per_user == 2 * I * F * D + 2 * 2 * D * I
+    assert facts.matmul_flops_per_user == 2 * I * F * D + 2 * 2 * D * I
+    assert facts.flops_per_user == facts.matmul_flops_per_user + I * D
+    assert facts.flops_by_operator == {"Add": I * D, "Gemm": 2 * I * F * D, "MatMul": 2 * 2 * D * I}
+    assert (facts.uncounted, facts.opset) == ([], 20)
     assert facts.size == len(data)
     assert facts.sha256 == hashlib.sha256(data).hexdigest()
-    assert initializer_sizes(data) == {"P": 40, "Q": 24, "W": 12, "b": 4, "M": 18, "shape": 2}
+    shapes = {"P": [U, 2 * D], "Q": [I, D], "W": [D, F], "b": [D], "M": [I, F], "shape": [2]}
+    assert facts.tensors == initializer_shapes(parse(data)) == shapes
     assert facts.operators == {"Concat": 1, "Gather": 1, "Gemm": 1, "MatMul": 1, "Reshape": 1, "Transpose": 1}
 
 
-def test_flops_of_a_transposed_left_operand() -> None:
+def test_the_operator_set_is_that_of_the_standard_operators() -> None:
     model = vbpr_graph()
-    gemm = node(model, "Gemm")
-    gemm.attribute.append(helper.make_attribute("transA", 1))
-    initializer(model, "M").dims[:] = [F, I]
-    assert flops_per_user(canonical_bytes(model)) == 2 * I * F * D + 2 * 2 * D * I
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 99))
+    assert opset(model) == opset(model.SerializeToString()) == 20
+    del model.opset_import[:]
+    assert opset(model) == 0
 
 
 def test_blanking_zeroes_what_is_learned_and_nothing_else() -> None:
@@ -147,16 +145,16 @@ def test_no_metadata_survives_anywhere(make: Callable[[], ModelProto]) -> None:
 def test_canonical_bytes_are_stable() -> None:
     data = canonical_bytes(vbpr_graph())
     assert canonical_bytes(parse(data)) == data
-    assert fingerprint(data) == fingerprint(bytes(data))
+    assert fingerprint(parse(data)) == fingerprint(vbpr_graph())
 
 
 def test_long_integer_constants_are_data() -> None:
     """Edges differ between data sets of one size; axes and shapes are the architecture."""
 
-    def graph(count: int, first: int) -> bytes:
+    def graph(count: int, first: int) -> ModelProto:
         model = vbpr_graph()
         model.graph.initializer.append(numpy_helper.from_array(np.arange(first, first + count), "edges"))
-        return canonical_bytes(model)
+        return model
 
     assert fingerprint(graph(64, 0)) != fingerprint(graph(64, 1))
     assert fingerprint(graph(65, 0)) == fingerprint(graph(65, 1))
@@ -170,7 +168,7 @@ def test_attributes_of_every_kind_count() -> None:
         model = vbpr_graph()
         transpose = node(model, "Transpose")
         transpose.attribute.extend(helper.make_attribute(name, part) for name, part in attributes.items())
-        return fingerprint(model.SerializeToString())
+        return fingerprint(model)
 
     kinds: list[tuple[object, object]] = [
         (1, 2),

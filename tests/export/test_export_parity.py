@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.parity import TOLERANCE, Agreement, TowersAndIndex, compare, top_k_of, user_blocks
+from export import parity
+from export.certificate import PathParity
+from export.parity import TOLERANCE, Agreement, LargeBlocks, TowersAndIndex, compare, top_k_of, user_blocks
 from tests.helpers_bundle import gather_tower, make_content
 
 Scores = NDArray[np.float32]
@@ -62,7 +64,8 @@ def test_one_score_of_many_users_is_enough_to_fail() -> None:
     agreement = Agreement()
     for start in range(0, 200, 64):
         agreement.add_scores(reference[start : start + 64], other[start : start + 64])
-    assert agreement.users == 200
+    assert (agreement.users, agreement.worst_user) == (200, user)
+    assert agreement.mean_relative == pytest.approx(agreement.max_relative / 200)
     assert not agreement.passed
     assert TOLERANCE < agreement.max_relative < 4e-6
 
@@ -145,11 +148,13 @@ def test_one_differing_list_fails_although_all_scores_agree() -> None:
     agreement.add_lists(REFERENCE, np.array([[0, 1], [2, 1]]))
     assert agreement.top_k_differing == 1
     assert not agreement.passed
-    assert agreement.document() == {
+    assert PathParity.of(agreement).model_dump() == {
         "passed": False,
         "users": 2,
         "max_absolute_error": 0.0,
         "max_relative_error": 0.0,
+        "mean_relative_error": 0.0,
+        "worst_user": 0,
         "top_k_differing_users": 1,
     }
 
@@ -182,6 +187,25 @@ def paths(*, items_of_index: Scores | None = None) -> dict[str, Agreement]:
 
     towers = TowersAndIndex(gather_tower(content.users), index)
     return compare(reference, {"same": reference, "wrong": wrong}, towers, 30, len(content.items))
+
+
+def test_large_blocks_give_the_same_scores_in_fewer_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked for, also what lies beyond the block or before it, and the last block is a short one."""
+    monkeypatch.setattr(parity, "_LARGE_BLOCK_SCORES", 4 * 10)
+    table = np.random.default_rng(0).standard_normal((23, 4)).astype(np.float32)
+    calls: list[int] = []
+
+    def scores(users: NDArray[np.int64]) -> Scores:
+        calls.append(len(users))
+        return table[users]
+
+    blocks = LargeBlocks(scores, 23, 4)
+    for start in range(0, 23, 3):
+        users = np.arange(start, min(start + 3, 23))
+        np.testing.assert_array_equal(blocks(users), table[users], strict=True)
+    assert calls == [10, 10, 5]
+    for first, end in ((0, 1), (2, 19), (22, 23)):
+        np.testing.assert_array_equal(blocks(np.arange(first, end)), table[first:end], strict=True)
 
 
 def test_compare_reports_every_path() -> None:

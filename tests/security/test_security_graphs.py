@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -82,6 +83,47 @@ def external_in_training(model: ModelProto) -> None:
     model.training_info.add().algorithm.initializer.append(outside(small()))
 
 
+def planted(operator: str, **attributes: Any) -> Edit:
+    return lambda model: model.graph.node.append(helper.make_node(operator, ["users"], ["planted"], **attributes))
+
+
+def deep(levels: int) -> bytes:
+    """Graphs within graphs: a walk that follows them must not run out of stack."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return varint(number << 3 | 2) + varint(len(content)) + content
+
+    graph = b""
+    for _ in range(levels):
+        graph = field(1, field(4, b"If") + field(5, field(6, graph)))  # node, op_type, attribute, g
+    return field(7, graph)
+
+
+def varint(number: int) -> bytes:
+    return (bytes([number & 0x7F | 0x80]) + varint(number >> 7)) if number > 0x7F else bytes([number])
+
+
+def sequence(model: ModelProto) -> None:
+    model.graph.value_info.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+
+
+def more_than_declared(model: ModelProto) -> None:
+    model.graph.initializer[0].raw_data += bytes(4)
+
+
+def typed_data(model: ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend([1.0] * CONTENT.users.size)
+
+
+def declares(*dims: int) -> Edit:
+    def edit(model: ModelProto) -> None:
+        model.graph.initializer[0].dims[:] = dims
+
+    return edit
+
+
 def foreign_node() -> onnx.NodeProto:
     return helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")
 
@@ -98,12 +140,12 @@ EDITS: dict[str, tuple[Edit, str]] = {
         "in another file",
     ),
     "external constant": (lambda m: m.graph.node.append(constant(outside(small()))), "in another file"),
-    "external in a branch": (lambda m: m.graph.node.append(branching(constant(outside(small())))), "in another file"),
-    "external in a list": (tensor_list, "in another file"),
+    "external in a branch": (lambda m: m.graph.node.append(branching(constant(outside(small())))), "operator 'If'"),
+    "external in a list": (tensor_list, "the operator 'Gather' the attribute 'values'"),
     "sparse initialiser": (lambda m: m.graph.sparse_initializer.append(sparse()), "sparse tensor 'small'"),
     "sparse constant": (
         lambda m: m.graph.node.append(helper.make_node("Constant", [], ["s"], sparse_value=sparse())),
-        "sparse tensor",
+        "the operator 'Constant' the attribute 'sparse_value'",
     ),
     "local function": (local_function, "local function 'Harmless'"),
     "training": (lambda m: m.training_info.add(), "training information"),
@@ -113,13 +155,41 @@ EDITS: dict[str, tuple[Edit, str]] = {
         "operator domain 'com.microsoft'",
     ),
     "foreign node": (lambda m: m.graph.node.append(foreign_node()), "'Gelu' of the domain 'com.microsoft'"),
-    "foreign node in a branch": (lambda m: m.graph.node.append(branching(foreign_node())), "'Gelu' of the domain"),
+    "foreign node in a branch": (lambda m: m.graph.node.append(branching(foreign_node())), "operator 'If'"),
     "a domain of two lines": (
         lambda m: m.opset_import.append(helper.make_opsetid("a\nb" + 999 * "c", 1)),
-        r"'a\nb" + 37 * "c" + "'…;",
+        r"'a\nb" + 57 * "c" + "'…;",
     ),
     "random": (lambda m: m.graph.node.append(random_node()), "random operator RandomNormal"),
-    "random in a branch": (lambda m: m.graph.node.append(branching(random_node())), "random operator RandomNormal"),
+    "random in a branch": (lambda m: m.graph.node.append(branching(random_node())), "operator 'If'"),
+    "loop": (planted("Loop", body=helper.make_graph([], "body", [], [])), "operator 'Loop'"),
+    "scan": (planted("Scan", body=helper.make_graph([], "body", [], []), num_scan_inputs=1), "operator 'Scan'"),
+    "if": (planted("If", then_branch=helper.make_graph([], "then", [], [])), "operator 'If'"),
+    "a graph where none belongs": (
+        planted("Cast", to=helper.make_graph([], "to", [], [])),
+        "the operator 'Cast' the attribute 'to'",
+    ),
+    "an unknown attribute": (planted("Cast", to=1, round_mode="up"), "the attribute 'round_mode'"),
+    "a reference to a function's attribute": (
+        lambda m: m.graph.node[0].attribute.append(
+            AttributeProto(name="axis", ref_attr_name="a", type=AttributeProto.INT)
+        ),
+        "the attribute 'axis'",
+    ),
+    "a bomb": (planted("Tile"), "operator 'Tile'"),
+    "a range": (planted("Range"), "operator 'Range'"),
+    "a decoder": (planted("ImageDecoder"), "operator 'ImageDecoder'"),
+    "no operator": (planted(""), "operator ''"),
+    "a sequence": (sequence, "'s' a type that no export needs"),
+    "an exabyte": (declares(2**60), "declares 4611686018427387904 bytes for the tensor 'table' and carries 336"),
+    "wrapping": (declares(2**32, 2**32), "declares 73786976294838206464 bytes"),
+    "negative": (declares(-12, -7), "of an impossible shape"),
+    "nine dimensions": (declares(*[1] * 9), "of an impossible shape"),
+    "more than declared": (more_than_declared, "declares 336 bytes for the tensor 'table' and carries 340"),
+    "text": (lambda m: m.graph.initializer[0].string_data.append(b"a"), "in a way that no export does"),
+    "typed data": (typed_data, "in a way that no export does"),
+    "a segment": (lambda m: m.graph.initializer[0].segment.SetInParent(), "in a way that no export does"),
+    "quantised": (lambda m: m.graph.quantization_annotation.add(tensor_name="table"), "annotates the tensor 'table'"),
     "no graph": (lambda m: m.ClearField("graph"), "holds no graph"),
 }
 
@@ -145,6 +215,9 @@ def edited(edit: Edit) -> bytes:
 
 ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     **{name: (attack_by(edit), reason) for name, (edit, reason) in EDITS.items()},
+    "graphs within graphs": (lambda: deep(10), "operator 'If'"),
+    "too many graphs within graphs": (lambda: deep(100), "no ONNX model"),
+    "groups within groups": (lambda: b"\x0b" * 10**6, "no ONNX model"),
     "nonsense": (lambda: b"nonsense", "no ONNX model"),
     "nothing": (lambda: b"", "holds no graph"),
     "cut": (lambda: gather_tower(CONTENT.users)[:-3], "no ONNX model"),
@@ -230,6 +303,47 @@ def test_every_random_operator(operator: str) -> None:
     model.graph.node.append(helper.make_node(operator, ["vectors"], ["noise"]))
     with pytest.raises(BundleError, match=f"a uses the random operator {operator};"):
         check_graph(bytes(model.SerializeToString()), "a")
+
+
+TOWERS: dict[str, tuple[Edit, str]] = {
+    "an honest computation": (planted("Identity"), "2 nodes and 1 tables"),
+    "a second table": (lambda m: m.graph.initializer.append(small()), "1 nodes and 2 tables"),
+    "another operator": (lambda m: setattr(m.graph.node[0], "op_type", "GatherND"), "attribute 'axis'"),
+    "columns": (lambda m: setattr(m.graph.node[0].attribute[0], "i", 1), "does not look vectors float32 up"),
+    "swapped": (lambda m: m.graph.node[0].input.reverse(), "does not look vectors float32 up"),
+    "another input": (lambda m: setattr(m.graph.input[0], "name", "usars"), "does not look vectors float32 up"),
+    "another input type": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.INT32),
+        "does not look vectors float32 up",
+    ),
+    "a second input": (lambda m: m.graph.input.append(m.graph.input[0]), "does not look vectors float32 up"),
+    "a second output": (lambda m: m.graph.output.append(m.graph.output[0]), "does not look vectors float32 up"),
+    "a scalar input": (
+        lambda m: m.graph.input[0].type.tensor_type.shape.ClearField("dim"),
+        "does not look vectors float32 up",
+    ),
+    "a user fewer": (
+        lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(CONTENT.users[:-1], "table")),
+        "shape (11, 7), wanted float32 (12, 7)",
+    ),
+    "float64": (
+        lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(CONTENT.users.astype(np.float64), "table")),
+        "table of type 11",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_the_service_runs_one_look_up_and_nothing_else(name: str, spoil: Callable[[str, bytes], Path]) -> None:
+    edit, reason = TOWERS[name]
+    folder = spoil(bundle.USER_TOWER, edited(edit))
+    with pytest.raises(BundleError) as caught:
+        Engine.load(folder)
+    assert str(caught.value).startswith(f"{folder}: {bundle.USER_TOWER} ")
+    assert reason in str(caught.value)
+    outcome = dvib_export("verify", folder)
+    assert outcome.code == 2
+    assert reason in outcome.complaint
 
 
 def test_external_data_in_a_function() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.build import full_graph_onnx
+from export.artefacts import full_graph_onnx
 from tests.helpers_training import make_config, planted_blocks
 from training.build import build_model, model_data
 from training.common.errors import ConfigError, DataError

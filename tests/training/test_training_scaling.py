@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.build import item_tower_onnx
+from export.artefacts import item_tower_onnx
 from export.graphs import ItemTower
 from tests.helpers_training import make_config, planted_blocks
 from training.build import build_model, load_model, model_data
@@ -91,12 +91,14 @@ def test_the_item_tower_takes_raw_features(tmp_path: Path, kind: str) -> None:
     assert set(scalings) == (set() if kind == "none" else {"image", "text"})
     raw: list[NDArray[np.float32]] = [checkpoint.dataset.features[name][known] for name in ("image", "text")]
     with torch.no_grad():
-        expected = model.encode_items({name: matrix[known] for name, matrix in seen.items()})
-        tower = ItemTower(model, ("image", "text"), scalings)(*map(torch.from_numpy, raw))
+        encoder = model.item_encoder(seen)
+        expected = encoder({name: matrix[known] for name, matrix in seen.items()})
+        tower = ItemTower(encoder, ("image", "text"), scalings)(*map(torch.from_numpy, raw))
         _, items = model.vectors()
     assert torch.allclose(tower, expected, rtol=1e-6, atol=1e-6)
     assert torch.allclose(tower[:, 8:], items[known, 8:], rtol=1e-5, atol=1e-5)  # as the model itself has them
-    graph = item_tower_onnx(model, checkpoint.dataset.modalities, scalings)
+    graph = item_tower_onnx(model, checkpoint.dataset, checkpoint.info.config.data)
+    assert graph is not None
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     (vectors,) = session.run(["vectors"], dict(zip(("image", "text"), raw, strict=True)))
     np.testing.assert_allclose(vectors, expected.numpy(), rtol=1e-5, atol=1e-5)

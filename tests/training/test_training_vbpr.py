@@ -108,7 +108,7 @@ def test_an_unseen_item_is_placed_by_its_features(new_item_id: str) -> None:
     model = make_model(f"model.new_item_id={new_item_id}")
     known = {name: torch.from_numpy(matrix[3:5].copy()) for name, matrix in DATASET.features.items()}
     _, items = model.vectors()
-    vectors = model.encode_items(known)
+    vectors = model.item_encoder({})(known)
     assert torch.allclose(vectors[:, 8:], items[3:5, 8:], atol=1e-6)
     expected = model.items.mean(0) if new_item_id == "mean" else torch.zeros(8)
     assert torch.allclose(vectors[:, :8], expected.expand(2, -1))

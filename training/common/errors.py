@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 from pydantic import ValidationError
+
+_SHOWN = 60
+_PLAIN = re.compile(r"[\w.-]{1,60}")
 
 
 class DvibError(Exception):
@@ -36,10 +40,18 @@ class MissingGroupError(DvibError):
     """An optional dependency group that is not installed, or two groups that exclude each other."""
 
 
+def shown(text: str | bytes) -> str:
+    """Quote a stranger's text for a line of ours: short, and without control characters."""
+    return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
+
+
 def first_problem(error: ValidationError) -> str:
     """Say the first thing that is wrong with a document, as ``place: what``."""
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'the document'}: {first['msg']}"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # The names on the way may be a stranger's.
+    parts = (str(part) for part in first["loc"])
+    place = ".".join(part if _PLAIN.fullmatch(part) else shown(part) for part in parts)
+    return f"{place or 'the document'}: {first['msg']}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

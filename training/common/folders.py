@@ -54,16 +54,25 @@ def _retired(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder as far as that is possible, a read-only one too."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove_leftovers(parent: Path, prefix: str) -> None:
     """Remove temporary folders whose process is gone."""
     for leftover in parent.glob(glob.escape(prefix) + "*"):
         owner = leftover.name.removeprefix(prefix).partition("-")[0]
         if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove_folder(leftover)
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, read_only: bool = False) -> Iterator[Path]:
     """Fill a temporary folder that takes the place of ``target`` when the block ends without an error.
 
     Whoever looks at ``target`` sees the previous folder or the new one, never a mixture, also after a kill. A folder
@@ -71,6 +80,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
     Args:
         target: The folder to create or replace. Its parent is created.
+        read_only: Nobody may write into the folder or its files afterwards.
 
     Yields:
         The temporary folder, beside ``target``.
@@ -82,12 +92,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     if _retired(target).exists() and not target.exists():
         _retired(target).rename(target)
     fresh = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    folder_mode, file_mode = (0o555, 0o444) if read_only else (0o755, 0o644)
     try:
         yield fresh
-        fresh.chmod(0o755)
+        fresh.chmod(folder_mode)
         for path in fresh.rglob("*"):
             # Whoever serves a bundle is seldom the user who made it, and some writers create private files.
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            path.chmod(folder_mode if path.is_dir() else file_mode)
             fsync_path(path)
         fsync_path(fresh)
         if target.exists():
@@ -96,11 +107,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             fresh.rename(target)
         fsync_path(target.parent)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        remove_folder(fresh)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file through a temporary file and a rename."""
+    """Write a text file through a temporary file and a rename; on return it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
     fresh = Path(name)
@@ -111,5 +122,6 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         fresh.chmod(0o644)
         fresh.replace(path)
+        fsync_path(path.parent)
     finally:
         fresh.unlink(missing_ok=True)

@@ -34,10 +34,13 @@ class StringTable:
     __slots__ = ("_blob", "_repeated", "offsets", "order")
 
     def __init__(self, blob: NDArray[np.uint8], offsets: NDArray[np.int64], order: NDArray[np.int64]) -> None:
-        rows = len(offsets) - 1
         if blob.dtype != np.uint8 or offsets.dtype != np.int64 or order.dtype != np.int64:
             raise ValueError("a string table needs uint8 bytes and int64 offsets and order")
-        if rows < 0 or offsets[0] != 0 or offsets[-1] != len(blob) or bool(np.any(np.diff(offsets) < 0)):
+        if (blob.ndim, offsets.ndim, order.ndim) != (1, 1, 1):
+            raise ValueError("a string table needs arrays of one dimension")
+        rows = len(offsets) - 1
+        # Neighbours are compared and not subtracted: a difference of two int64 may wrap around.
+        if rows < 0 or offsets[0] != 0 or offsets[-1] != len(blob) or bool(np.any(offsets[1:] < offsets[:-1])):
             raise ValueError("a string table's offsets must ascend from 0 to the number of bytes")
         if len(order) != rows or (rows and (order.min() < 0 or order.max() >= rows)) or not _all_there(order):
             raise ValueError("a string table's order must be a permutation of its rows")

@@ -160,7 +160,7 @@ class DvibObjective(Objective):
         latent = self.model.represent(hidden)
         clean = self.general(latent, batch)
         general = add_up(clean.values())
-        scales = self._scales(hidden)
+        scales = self.scales(hidden)
         with _graph_if(config.gamma_0 + config.gamma_d):
             noisy_sites = {name: perturb(h, scales[name], noise, config.noise) for name, h in hidden.sites.items()}
             noisy_latent = self.model.represent(replace(hidden, sites=noisy_sites))
@@ -184,7 +184,8 @@ class DvibObjective(Objective):
         ).mean()
         return StepLoss(total, {name: value.detach() for name, value in log.items()})
 
-    def _scales(self, hidden: Hidden) -> dict[str, Tensor]:
+    def scales(self, hidden: Hidden) -> dict[str, Tensor]:
+        """Return each site's noise scale: σ as float32 [1, 1], or φ as float32 [rows, 1]."""
         if self.config.variant == "constant":
             return {name: h.new_full((1, 1), self.config.sigma) for name, h in hidden.sites.items()}
         scales: dict[str, Tensor] = {}

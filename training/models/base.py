@@ -137,6 +137,8 @@ class Recommender(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     samples_negatives: ClassVar[bool] = True
     """Whether the loss reads the batch's negatives."""
+    no_item_encoder: ClassVar[str] = "an item is known by its interactions alone: features take no part in ranking"
+    """Why ``item_encoder`` returns None, of a model of which it does."""
 
     @abstractmethod
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
@@ -178,6 +180,10 @@ class Recommender(nn.Module, ABC):
     def hidden(self, rows: Rows) -> Hidden:
         """Compute H = f1(Fusion(M1..Mn)) for the given rows (a graph model may need all to know these)."""
 
+    def unread_sites(self) -> Mapping[str, Tensor]:
+        """Return the sites that evaluation leaves out of H because no score reads them, each with all its rows."""
+        return {}
+
     @abstractmethod
     def represent(self, hidden: Hidden) -> Latent:
         """Compute Z = f2(H). Called a second time with perturbed sites by whoever wants that."""
@@ -195,16 +201,18 @@ class Recommender(nn.Module, ABC):
     def towers(self, latent: Latent) -> tuple[Tensor, Tensor]:
         """Return user vectors [n_u, D] and item vectors [n_i, D] with ``score(u, i) = <users[u], items[i]>``."""
 
-    def encode_items(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Return vectors [n, D] of items that were not there in training, from features alone.
+    def item_encoder(self, features: Mapping[str, Tensor]) -> nn.Module | None:
+        """Return a module that places items which were not there in training, or None where the model cannot.
 
         Args:
-            features: Modality name → float32 [n, F_m].
+            features: Modality name → float32 [I, F_m] of the training items, as the model was given them.
 
-        Raises:
-            NotImplementedError: The model cannot place an unseen item.
+        Returns:
+            A module that maps modality name → float32 [n, F_m] to item vectors float32 [n, D]. It holds copies: what
+            the model learns later does not reach it.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no content path for unseen items")
+        del features
+        return None
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Return user vectors [U, D] and item vectors [I, D] as they are used for ranking and serving.

@@ -25,6 +25,8 @@ U(±1/√fan_in) for biases) are MMRec's; L = 1, p = 0.5 and λ = 0.1 are those 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -63,6 +65,7 @@ class BM3(Recommender):
 
     Config = BM3Config
     samples_negatives = False
+    no_item_encoder = "BM3 reads features in training only: it ranks by item embeddings that only interactions teach"
 
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)
@@ -118,12 +121,17 @@ class BM3(Recommender):
         projected: Tensor = getattr(self, f"projection_{name}")(features)
         return projected
 
+    def unread_sites(self) -> Mapping[str, Tensor]:
+        """Return every modality's projected features [I, d]: only the loss reads them."""
+        return {name: self._project(name, None) for name in self.modalities}
+
     def represent(self, hidden: Hidden) -> Latent:
-        """Predict from the modalities, and make their targets with the masks that were drawn in ``hidden``."""
+        """Predict from the modalities, and in training make their targets with the masks drawn in ``hidden``."""
         context = hidden.context
         targets = {
             f"targets of {name}": unit_rows(site.detach() * context[f"mask of {name}"])
             for name, site in hidden.sites.items()
+            if self.training
         }
         predicted = {name: self.predictor(site) for name, site in hidden.sites.items()}
         return Latent(context["users"], context["items"], predicted, {**context, **targets})

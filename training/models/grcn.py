@@ -84,6 +84,7 @@ class GRCN(Recommender):
     """GRCN. See the module's text for formulas and sources."""
 
     Config = GRCNConfig
+    no_item_encoder = "GRCN gives each item an id embedding besides its content: a new item's would be random"
 
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)

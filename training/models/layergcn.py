@@ -57,6 +57,7 @@ class LayerGCN(Recommender):
     """LayerGCN. See the module's text for formulas and sources."""
 
     Config = LayerGCNConfig
+    no_item_encoder = "LayerGCN reads no features: it ranks by item embeddings that only interactions teach"
 
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)

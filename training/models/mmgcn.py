@@ -132,6 +132,7 @@ class MMGCN(Recommender):
     """MMGCN. See the module's text for formulas and sources."""
 
     Config = MMGCNConfig
+    no_item_encoder = "MMGCN adds an id embedding in each layer: a new item's would be random"
     id_users: Tensor
     id_items: Tensor
 

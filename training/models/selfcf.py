@@ -54,6 +54,7 @@ class SelfCF(Recommender):
 
     Config = SelfCFConfig
     samples_negatives = False
+    no_item_encoder = "SelfCF reads no features: it ranks by item embeddings that only interactions teach"
 
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)

@@ -112,8 +112,23 @@ class VBPR(Recommender):
         """Return users [n_u, 2d] and items [n_i, 2d]: the representations themselves."""
         return latent.users, latent.items
 
-    def encode_items(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Return [id half ‖ projected features] [n, 2d] of unseen items."""
+    def item_encoder(self, features: Mapping[str, Tensor]) -> nn.Module:
+        """Return what gives a new item [id half ‖ W m + b]: the second half is exact, the first the same for all."""
+        del features
+        id_half = self.items.mean(dim=0) if self.config.new_item_id == "mean" else torch.zeros_like(self.items[0])
+        return _Encoder(self.modalities, id_half, self.weight, self.bias)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, modalities: tuple[str, ...], id_half: Tensor, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.modalities = modalities
+        for name, value in (("id_half", id_half), ("weight", weight), ("bias", bias)):
+            self.register_buffer(name, value.detach().clone())
+        self.id_half: Tensor  # [d]
+        self.weight: Tensor  # [d, F]
+        self.bias: Tensor  # [d]
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         fused = F.linear(torch.cat([features[name] for name in self.modalities], dim=1), self.weight, self.bias)
-        average = self.items.mean(dim=0) if self.config.new_item_id == "mean" else torch.zeros_like(self.items[0])
-        return torch.cat([average.expand(fused.shape[0], -1), fused], dim=1)
+        return torch.cat([self.id_half.expand(fused.shape[0], -1), fused], dim=1)  # [n, 2d]

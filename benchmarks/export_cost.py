@@ -1,0 +1,103 @@
+"""What exporting, verifying and loading a model of a known catalogue's shape costs: each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.shapes import shape_of
+from training.common.choices import Preset, Variant
+from training.common.errors import DvibError
+from training.config import build_config
+
+COMMAND = (sys.executable, "-P", "-m", "benchmarks.export_probe")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The most that a step may take: seconds, and bytes of memory at its peak."""
+
+    seconds: float
+    peak_bytes: float
+
+
+BARS = {"export": Bar(20, 2e9), "verify": Bar(10, 2e9), "load": Bar(15, 4e9), "load unfolded": Bar(15, 4e9)}
+"""Export and verification of VBPR at Baby's shape; loading of every model at Sports'."""
+
+
+def measure(
+    shape: str, model: str, variant: Variant, preset: Preset, on_stage: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Export, verify and load one model.
+
+    Args:
+        shape: A key of ``benchmarks.shapes.SHAPES``.
+        model: The recommender, with initial values.
+        variant: Without DVIB, or which.
+        preset: Where its settings come from.
+        on_stage: Told what happens.
+
+    Returns:
+        Step → what ``benchmarks.export_probe`` says of it; and ``model`` and ``variant``.
+
+    Raises:
+        DvibError: No such shape or model, what a step complains of, or how it ended.
+    """
+    shape_of(shape)
+    build_config(model_name=model, dataset=shape, variant=variant, preset=preset)
+    result: dict[str, Any] = {"model": model, "variant": variant}
+    with tempfile.TemporaryDirectory(prefix="dvib-export-") as place:
+        checkpoint, bundle = f"{place}/checkpoint", f"{place}/bundle"
+        what = {"shape": shape, "model": model, "variant": variant, "preset": preset}
+        steps: dict[str, tuple[str, dict[str, Any]]] = {
+            "prepare": ("prepare", {**what, "checkpoint": checkpoint}),
+            "export": ("export", {"checkpoint": checkpoint, "bundle": bundle}),
+            "verify": ("verify", {"bundle": bundle}),
+            "load": ("load", {"bundle": bundle, "optimised": True}),
+            "load unfolded": ("load", {"bundle": bundle, "optimised": False}),
+        }
+        for name, (step, arguments) in steps.items():
+            on_stage(f"{model} {variant}: {name}")
+            result[name] = _run(step, arguments)
+    del result["prepare"]
+    return result
+
+
+def _run(step: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    command = [*COMMAND, step, json.dumps(arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        ended = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"code {done.returncode}"
+        raise DvibError(f"the process of {step} ended with {ended}; too little memory ends it with SIGKILL")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "error" in result:
+        raise DvibError(result["error"])
+    return result
+
+
+def beyond(result: dict[str, Any]) -> list[str]:
+    """Return what a measurement says that a bar does not allow, each in a few words."""
+    found = [] if result["verify"]["passed"] else ["verification failed"]
+    for name, bar in BARS.items():
+        seconds, peak = result[name]["seconds"], result[name]["peak_bytes"]
+        if seconds > bar.seconds:
+            found.append(f"{name} takes {seconds:.1f} s, allowed {bar.seconds:g} s")
+        if peak > bar.peak_bytes:
+            found.append(f"{name} takes {peak / 1e9:.2f} GB, allowed {bar.peak_bytes / 1e9:g} GB")
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield measurements as lines: seconds, and peak memory of the whole process."""
+    yield f"{'model':<10}{'DVIB':<10}{'graph':>9}" + "".join(f"{name:>20}" for name in BARS) + f"{'one call':>11}"
+    for result in results:
+        line = f"{result['model']:<10}{result['variant']:<10}{result['export']['graph_bytes'] / 1e6:>6.0f} MB"
+        for name in BARS:
+            line += f"{result[name]['seconds']:>9.1f} s{result[name]['peak_bytes'] / 1e9:>6.2f} GB"
+        yield f"{line}{result['load unfolded']['first_call_seconds']:>9.2f} s"

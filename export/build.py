@@ -28,7 +28,7 @@ from export.index_tuning import IndexChoice
 from export.measure import write_measurements
 from export.onnx_canonical import opset
 from export.onnx_graph import GraphTooLargeError
-from export.parity import LargeBlocks, Scores, TowersAndIndex, compare, onnx_scores
+from export.parity import Scores, TowersAndIndex, compare, onnx_scores
 from export.removed import removed_from
 from training.checkpoint import Checkpoint
 from training.common.errors import ExportError
@@ -70,8 +70,8 @@ def certify(
     if written.outline is None:
         data = (folder / bundle.MODEL_ONNX).read_bytes()
         paths |= {
-            "onnx": onnx_scores(data),
-            "onnx_unfolded": LargeBlocks(onnx_scores(data, optimised=False), *sizes),
+            "onnx": onnx_scores(data, *sizes),
+            "onnx_unfolded": onnx_scores(data, *sizes, optimised=False),
         }
     else:
         data = written.outline

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from export.certificate import Certificate, GraphFacts, PathParity, RemovedFacts
 
 _PATHS = {
-    "onnx": "`model.onnx`, ONNX Runtime with its optimisations (propagation folded at load)",
+    "onnx": "`model.onnx`, ONNX Runtime with its optimisations (folded at load where that takes at most 2 GB)",
     "onnx_unfolded": "`model.onnx`, ONNX Runtime without optimisations (everything computed in each call)",
     "program": "`model.pt2`, the `torch.export` program",
     "torchscript": "`model.ts`, TorchScript",

@@ -37,7 +37,8 @@ def write_measurements(graph: Path, target: Path) -> None:
         graph: ``model.onnx``, of our own making.
         target: The file to write: for ``folded`` and ``unfolded`` each the seconds of loading, the memory of the
             process before and at its most (bytes, the graph's own bytes included in both), and the median seconds of
-            a call by batch size.
+            a call by batch size; and ``folding_bytes``, the estimate by which `export.parity.session` decides whether
+            ``folded`` really folds.
 
     Raises:
         RuntimeError: The measuring process failed.
@@ -79,6 +80,8 @@ def measure_here(graph: Path, *, folded: bool) -> dict[str, Any]:
     import numpy as np
     import onnxruntime
 
+    from export.onnx_canonical import parse
+    from export.onnx_folding import folded_bytes
     from export.parity import session
 
     data = graph.read_bytes()
@@ -95,7 +98,11 @@ def measure_here(graph: Path, *, folded: bool) -> dict[str, Any]:
     for batch in BATCHES:
         feed = {"users": np.zeros(batch, dtype=np.int64)}  # row 0 exists in every table
         figures["call_seconds"][str(batch)] = _median_seconds(partial(opened.run, ["scores"], feed))
-    return {"onnxruntime": onnxruntime.__version__, "folded" if folded else "unfolded": figures}
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "folding_bytes": folded_bytes(parse(data).graph),
+        "folded" if folded else "unfolded": figures,
+    }
 
 
 def _median_seconds(call: Callable[[], object]) -> float:

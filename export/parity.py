@@ -10,6 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from export.onnx_folding import is_worth_folding
+
 TOLERANCE = 2e-6
 """Largest difference of a score, relative to the largest absolute score of the same user."""
 TOP_K = 20
@@ -95,30 +97,42 @@ class Agreement:
 
 
 def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open an ONNX graph on the CPU: one of our own making, or one that `export.onnx_safety` has passed."""
+    """Open an ONNX graph on the CPU: one of our own making, or one that `export.onnx_safety` has passed.
+
+    Args:
+        data: The serialised graph.
+        optimised: Let ONNX Runtime optimise, and fold where that does not take too much memory.
+        threads: Of one call; 0 for as many as there are cores.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    if optimised and not is_worth_folding(data):
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_scores(data: bytes, *, optimised: bool = True) -> Scores:
+def onnx_scores(data: bytes, n_users: int, n_items: int, *, optimised: bool = True) -> Scores:
     """Return the scores of a full graph, run by ONNX Runtime.
 
     Args:
         data: A serialised graph.
-        optimised: Let ONNX Runtime fold what does not depend on the user; otherwise every call propagates anew, in one
-            thread: ONNX Runtime's threads add up a node's messages in an order that changes from run to run.
+        n_users: U.
+        n_items: I.
+        optimised: Let ONNX Runtime optimise. Where it does not fold what the user does not change, every call
+            propagates anew, in one thread: its threads add up a node's messages in an order that changes from run to
+            run.
     """
-    opened = session(data) if optimised else session(data, optimised=False, threads=1)
+    folded = optimised and is_worth_folding(data)
+    opened = session(data, optimised=optimised, threads=0 if folded else 1)
 
     def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = opened.run(["scores"], {"users": users})[0]
         return scores
 
-    return run
+    return run if folded else LargeBlocks(run, n_users, n_items)
 
 
 class TowersAndIndex:

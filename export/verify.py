@@ -187,8 +187,8 @@ def _parity(
 ) -> Check:
     with _blaming(folder, bundle.MODEL_ONNX):
         sizes = manifest.dataset.n_users, manifest.dataset.n_items
-        unfolded = LargeBlocks(onnx_scores(data, optimised=False), *sizes)
-        agreement = compare(onnx_scores(data), {"unfolded": unfolded}, towers, *sizes)
+        unfolded = onnx_scores(data, *sizes, optimised=False)
+        agreement = compare(onnx_scores(data, *sizes), {"unfolded": unfolded}, towers, *sizes)
     found, unfolded_found = agreement["towers_index"], agreement["unfolded"]
     return Check(
         "parity",
@@ -201,7 +201,7 @@ def _parity(
 
 def _parity_of(name: str, scores: Scores, data: bytes, towers: TowersAndIndex, manifest: bundle.Manifest) -> Check:
     sizes = manifest.dataset.n_users, manifest.dataset.n_items
-    found = compare(onnx_scores(data), {name: LargeBlocks(scores, *sizes)}, towers, *sizes)[name]
+    found = compare(onnx_scores(data, *sizes), {name: LargeBlocks(scores, *sizes)}, towers, *sizes)[name]
     return Check(
         f"parity of {name}",
         found.passed,

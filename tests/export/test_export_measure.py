@@ -21,6 +21,7 @@ def test_a_bundle_holds_its_measurements(adaptive_bundle: Path) -> None:
         "system",
         "threads",
         "onnxruntime",
+        "folding_bytes",
         "folded",
         "unfolded",
     }
@@ -42,8 +43,8 @@ def test_the_certificate_holds_none_of_them(adaptive_bundle: Path) -> None:
 
 def test_folding_is_what_differs(adaptive_bundle: Path) -> None:
     graph = adaptive_bundle / bundle.MODEL_ONNX
-    assert measure_here(graph, folded=True).keys() == {"onnxruntime", "folded"}
-    assert measure_here(graph, folded=False).keys() == {"onnxruntime", "unfolded"}
+    assert measure_here(graph, folded=True).keys() == {"onnxruntime", "folding_bytes", "folded"}
+    assert measure_here(graph, folded=False).keys() == {"onnxruntime", "folding_bytes", "unfolded"}
 
 
 def test_a_graph_that_cannot_be_loaded(tmp_path: Path) -> None:

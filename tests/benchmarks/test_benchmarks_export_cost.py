@@ -33,8 +33,8 @@ def test_every_step_is_measured(bench: Bench, tmp_path: Path, capsys: pytest.Cap
 
 def measured(**changes: float) -> dict[str, Any]:
     """A measurement that keeps every bar exactly, but for ``STEP_FIGURE``."""
-    result: dict[str, Any] = {"model": "m", "variant": "none", "export": {}, "verify": {"passed": True}}
-    for name, bar in export_cost.BARS.items():
+    result: dict[str, Any] = {"shape": "baby", "model": "vbpr", "export": {}, "verify": {"passed": True}}
+    for name, bar in export_cost.bars_of("baby", "vbpr").items():
         result.setdefault(name, {}).update(seconds=bar.seconds, peak_bytes=bar.peak_bytes)
     for place, more in changes.items():
         step, figure = place.split("__")
@@ -52,6 +52,21 @@ def test_bars(step: str) -> None:
     assert slow.endswith(" s")
     assert fat.startswith(f"{step} takes")
     assert fat.endswith(" GB")
+
+
+def test_bars_are_for_what_they_were_set_for() -> None:
+    slow = measured(export__seconds=100, verify__peak_bytes=5e9)
+    assert len(export_cost.beyond(slow)) == 2
+    assert export_cost.beyond({**slow, "shape": "sports"}) == export_cost.beyond({**slow, "model": "mmgcn"}) == []
+
+
+def test_the_graph_alone(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "load.json"
+    assert bench("export", "--shape", "small", "--model", "bm3", "--only-load", "--check", "--json", place) == 0
+    (result,) = read_json(place)["results"]
+    assert result.keys() == {"shape", "model", "variant", "graph", "load", "load unfolded"}
+    assert 0 < result["load"]["seconds"] < 15
+    assert "graph" in capsys.readouterr().out
 
 
 def test_a_failed_verification_is_said() -> None:

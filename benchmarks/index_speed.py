@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.index_data import DIMENSION, IndexData, description, draw
 from export.bundle import IndexEntry, Recall
 from export.index_layout import Layout, read_layout
-from export.index_search import ItemIndex, search_threads
+from export.index_search import ItemIndex, Truth, search_threads
 from export.index_tuning import factory_of, flat_index, make_index
 from training.common.errors import ConfigError, nearest
 
@@ -85,13 +85,13 @@ class Baseline:
 
     Attributes:
         data: As given.
-        truth: Kind of query → int64 [q, 10], the best items.
+        truth: Kind of query → what the best items are.
     """
 
     def __init__(self, data: IndexData) -> None:
         self.data = data
         self._index = flat_index(data.items).index
-        self.truth = {name: self._index.search(queries, K)[1] for name, queries in data.queries.items()}
+        self.truth = {name: Truth(data.items, queries, k=K) for name, queries in data.queries.items()}
 
     def alone(self, queries: NDArray[np.float32]) -> float:
         """Return queries per second, one query per call."""
@@ -143,14 +143,14 @@ def measure_point(index: ItemIndex, baseline: Baseline, name: str) -> dict[str, 
         start = time.perf_counter()
         answers = [answer(index, items, query) for query in queries[part]]
         samples["qps"].append(len(part) / (time.perf_counter() - start))
-        found += sum(len(np.intersect1d(rows, best)) for rows, best in zip(answers, truth[part], strict=True))
+        found += sum(truth.found(query, rows) for query, rows in zip(part.tolist(), answers, strict=True))
         samples["flat_batch"].append(baseline.batch(queries))
         start = time.perf_counter()
         _answer_batch(index, items, queries[part], count)
         samples["batch_qps"].append(len(part) / (time.perf_counter() - start))
     pairs = {"ratio": ("qps", "flat"), "batch_ratio": ("batch_qps", "flat_batch")}
     return {
-        "recall": found / (K * len(queries)),
+        "recall": truth.share(found),
         **{key: statistics.median(values) for key, values in samples.items()},
         **{
             key: statistics.median(ours / theirs for ours, theirs in zip(samples[a], samples[b], strict=True))

@@ -101,12 +101,16 @@ def _make_row(study: Study, combination: Combination, place: Path, runs: Path, o
     return row
 
 
+def _run_of(study: Study, runs: Path, model: str, variant: Variant) -> Path:
+    return runs / f"{study.dataset}-{model}-{variant}-run"
+
+
 def _trained(study: Study, combination: Combination, runs: Path, dataset: Dataset, figures: dict[str, Any]) -> Path:
     """Train a combination, unless a whole run with the very same settings and data is there already."""
     # A seed for each variant: what is compared later has not even its initial values in common.
     seed = study.seeds[0] + get_args(Variant).index(combination.variant)
     config = study.config(combination, f"training.seed={seed}")
-    run = runs / f"{combination.model}-{combination.variant}-run"
+    run = _run_of(study, runs, combination.model, combination.variant)
     if (run / BEST / INFO).exists():
         info = load_checkpoint(run).info
         if info.finished and info.config == config and info.dataset.fingerprint == dataset.fingerprint():
@@ -122,7 +126,8 @@ def _fill(row: Row, study: Study, combination: Combination, place: Path, runs: P
     figures = row.figures
     bundle = place / f"{combination.model}-{combination.variant}-bundle"
     plain_run, plain_bundle = (
-        folder / f"{combination.model}-none-{kind}" for folder, kind in ((runs, "run"), (place, "bundle"))
+        _run_of(study, runs, combination.model, "none"),
+        place / f"{combination.model}-none-bundle",
     )
     enter("training")
     dataset = load_dataset(study.dataset, study.data_dir, study.config(combination).data)
@@ -150,7 +155,7 @@ def _fill(row: Row, study: Study, combination: Combination, place: Path, runs: P
     checks = verify_bundle(bundle, plain_bundle if compared else None)
     figures["verify_seconds"] = time.perf_counter() - started
     figures["checks"] = [sum(check.passed is True for check in checks), len(checks)]
-    failed = [f"{check.name} ({check.detail})" for check in checks if not check.passed]
+    failed = [f"{check.name} ({check.detail})" for check in checks if check.passed is False]
     if failed:
         raise DvibError(f"not verified: {'; '.join(failed)}")
     enter("request")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from export import bundle
+from export.confine import bounded_memory
 from export.index import build_index
 from export.index_search import sample_users
 from export.index_tuning import IndexChoice
 from export.onnx_safety import check_graph
 from export.parity import session
+from export.publish import check_outside
 from export.runtime import GRAPH_ERRORS
 from export.serving import ServingBundle, load_for_serving
 from training.common.errors import BundleError, DataError, ExportError
@@ -27,6 +30,7 @@ from training.data.tabular import find_table, read_table
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _ROWS_AT_ONCE = 256
+_USERS_AT_ONCE = 1024
 _REWRITTEN = (bundle.ITEMS, bundle.INDEX, bundle.IDS, bundle.POPULARITY)
 
 
@@ -126,7 +130,7 @@ def embed(tower: bytes, features: Mapping[str, NDArray[np.float32]], dimension: 
             for start in range(0, count, _ROWS_AT_ONCE)
         ]
         vectors = np.concatenate([part[0] for part in parts])
-    except (ValueError, *GRAPH_ERRORS) as error:
+    except (ValueError, MemoryError, *GRAPH_ERRORS) as error:
         raise BundleError(f"{bundle.ITEM_TOWER} cannot be run: {error}; export the bundle again") from error
     if vectors.dtype != np.float32 or vectors.shape != (count, dimension):
         raise BundleError(
@@ -159,14 +163,14 @@ def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | No
         The new manifest.
 
     Raises:
-        BundleError: The bundle is damaged, or ``out`` exists or lies inside it.
+        BundleError: The bundle is damaged, or ``out`` exists or lies inside of a bundle.
         ExportError: The bundle has no item tower, or the new index falls short of the recall.
         DataError: The new items cannot be used.
+        FileExistsError: Somebody else has made ``out`` meanwhile.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise BundleError(f"{out} already exists and bundles are never edited; choose another --out")
-    if folder.resolve() in out.resolve().parents:
-        raise BundleError(f"{out} lies inside of {folder}, and bundles are never edited; choose another --out")
+    check_outside(out, "--out")
     serving = load_for_serving(folder)
     with bundle.BundleReader(folder) as reader:
         old = reader.manifest
@@ -174,12 +178,17 @@ def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | No
             raise BundleError(f"{folder} was replaced while it was read; try again")
         if bundle.ITEM_TOWER in old.absent:
             raise ExportError(f"{folder} has no item tower to place new items: {old.absent[bundle.ITEM_TOWER]}")
+        if not old.dataset.modalities:
+            raise BundleError(f"{folder}: {bundle.ITEM_TOWER} has no modalities to take; export the bundle again")
         new = read_new_items(features, old.dataset.modalities, serving.item_ids)
         try:
-            vectors = embed(bytes(reader.read(bundle.ITEM_TOWER)), new.features, old.dimension)
+            tower = bytes(reader.read(bundle.ITEM_TOWER))
+            with bounded_memory():
+                vectors = embed(tower, new.features, old.dimension)
+                _check_scale(vectors, serving)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from error
-        with atomic_folder(out) as fresh:
+        with atomic_folder(out, replace=False) as fresh:
             for name in old.files.keys() - set(_REWRITTEN):
                 (fresh / name).write_bytes(reader.read(name))
             items = np.concatenate([serving.items, vectors])
@@ -187,13 +196,36 @@ def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | No
             return _write(fresh, serving, new, items, index)
 
 
+def _check_scale(vectors: NDArray[np.float32], serving: ServingBundle) -> None:
+    """Refuse new vectors, float32 [n, D], so long that a user's score could overflow: no service would load them."""
+    count = len(serving.users)
+    blocks = [np.arange(start, min(start + _USERS_AT_ONCE, count)) for start in range(0, count, _USERS_AT_ONCE)]
+    try:
+        tower = session(serving.user_tower)
+        longest_user = float(np.max([_longest(tower.run(["vectors"], {"users": rows})[0]) for rows in blocks]))
+    except (MemoryError, *GRAPH_ERRORS) as error:
+        raise BundleError(f"{bundle.USER_TOWER} cannot be run: {error}; export the bundle again") from error
+    if not np.isfinite(longest_user):
+        raise BundleError(f"{bundle.USER_TOWER} gives NaN or infinite vectors; train and export the model again")
+    if not longest_user * _longest(vectors) < float(np.finfo(np.float32).max) / 4:
+        raise DataError(
+            "the features give vectors whose scores overflow float32; compare their scale with the training data's"
+        )
+
+
+def _longest(vectors: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
+
+
 def _rebuild_index(
     items: NDArray[np.float32], path: Path, serving: ServingBundle, min_recall: float | None
 ) -> bundle.IndexEntry:
     if serving.manifest.index.exact:
         return build_index(items, path)
-    users = session(serving.user_tower).run(["vectors"], {"users": sample_users(len(serving.users))})[0]
-    return build_index(items, path, users, IndexChoice(serving.manifest.index.factory, min_recall))
+    users = sample_users(len(serving.users))
+    vectors = session(serving.user_tower).run(["vectors"], {"users": users})[0]
+    choice = IndexChoice(serving.manifest.index.factory, min_recall)
+    return build_index(items, path, vectors, choice, [serving.seen.of(user) for user in users])
 
 
 def _write(

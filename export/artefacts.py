@@ -19,6 +19,7 @@ from export.graphs import FullGraph, ItemTower, UserTower
 from export.onnx_graph import GraphTooLargeError, export_onnx, onnx_of, outline_of
 from export.parity import LargeBlocks, Scores
 from export.program import drop, save_program, trace_program, unread
+from export.serving import SeenItems
 from export.torchscript import save_torchscript
 from training.build import model_data
 from training.checkpoint import Checkpoint
@@ -143,6 +144,12 @@ def module_scores(graph: Callable[[Tensor], Tensor]) -> Scores:
     return run
 
 
+def seen_items(dataset: Dataset) -> SeenItems:
+    """Return the users' training items, which are never recommended to them."""
+    seen = GroupedItems.of(dataset.train, dataset.n_users)
+    return SeenItems(seen.offsets.numpy(), seen.items.numpy().astype(np.int32))
+
+
 def write_rows(dataset: Dataset, folder: Path) -> None:
     """Write ids, seen items and popularity."""
     save_file(
@@ -153,8 +160,8 @@ def write_rows(dataset: Dataset, folder: Path) -> None:
         },
         folder / bundle.IDS,
     )
-    seen = GroupedItems.of(dataset.train, dataset.n_users)
-    save_file({"offsets": seen.offsets.numpy(), "items": seen.items.numpy().astype(np.int32)}, folder / bundle.SEEN)
+    seen = seen_items(dataset)
+    save_file({"offsets": seen.offsets, "items": seen.items}, folder / bundle.SEEN)
     np.save(folder / bundle.POPULARITY, dataset.popularity(), allow_pickle=False)
 
 

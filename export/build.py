@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from export import bundle, strip
 from export.artefacts import (
@@ -16,6 +17,7 @@ from export.artefacts import (
     item_tower_onnx,
     model_scores,
     provenance,
+    seen_items,
     user_tower_onnx,
     write_full_graphs,
     write_rows,
@@ -144,7 +146,7 @@ def build_bundle(
         on_stage("stripping")
         trained = strip.trained_objective(checkpoint)
         model = strip.strip(trained).eval()
-        # The trained model itself is the reference, not what stripping made of it.
+        # The model within its objective, as it was trained, is the reference.
         reference = model_scores(trained.model)
         with torch.no_grad():
             user_vectors, item_vectors = (vectors.detach().clone() for vectors in model.vectors())
@@ -165,8 +167,10 @@ def build_bundle(
         on_stage("indexing the items")
         items = np.ascontiguousarray(item_vectors.numpy())
         np.save(folder / bundle.ITEMS, items, allow_pickle=False)
-        users = user_vectors.numpy()[sample_users(dataset.n_users)]
-        index = build_index(items, folder / bundle.INDEX, users, choice)
+        users, seen = sample_users(dataset.n_users), seen_items(dataset)
+        index = build_index(
+            items, folder / bundle.INDEX, user_vectors.numpy()[users], choice, [seen.of(user) for user in users]
+        )
         write_rows(dataset, folder)
         on_stage("proving")
         certificate = certify(checkpoint, reference, written, folder, index, independent)
@@ -214,3 +218,12 @@ def _check_comparable(checkpoint: Checkpoint, independent: Checkpoint) -> None:
         raise ExportError(
             f"{independent.folder}: the baseline is a {theirs.config.model_name}, wanted {ours.config.model_name}"
         )
+    if _same_tensors(checkpoint.model, independent.model):
+        raise ExportError(
+            f"{independent.folder}: holds the same tensors as {checkpoint.folder}, wanted a run trained by itself; "
+            "leave --baseline out"
+        )
+
+
+def _same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

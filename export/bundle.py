@@ -86,7 +86,9 @@ class Recall(BaseModel):
     model_config = _STRICT
 
     k: Rows
-    value: float = Field(ge=0, le=1, description="mean over the users of the share found, after exact re-scoring")
+    value: float = Field(
+        ge=0, le=1, description="share found, after exact re-scoring, of the users' k best items without seen ones"
+    )
     users: Rows = Field(description="real user vectors it was measured with, evenly spaced over all users")
 
 

@@ -40,7 +40,7 @@ ARCHITECTURE = (
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GraphFacts(_Document):
@@ -108,7 +108,8 @@ class PathParity(_Document):
     @classmethod
     def of(cls, agreement: Agreement) -> PathParity:
         """Write an agreement down."""
-        return cls(
+        # Unchecked: what failed may be infinitely far off. No file is written of that, but an error message is.
+        return cls.model_construct(
             passed=agreement.passed,
             users=agreement.users,
             max_absolute_error=agreement.max_absolute,
@@ -132,6 +133,7 @@ class RemovedFacts(_Document):
     flops_per_user: int = 0
     matmul_flops_per_user: int = 0
     flops_by_operator: dict[str, int] = Field(default_factory=dict)
+    uncounted: list[str] = Field(default_factory=list, description="operators whose operations could not be counted")
     noise: str | None = Field(default=None, description="what the perturbation draws; null for a plain model")
 
 
@@ -188,7 +190,10 @@ def differing(ours: GraphFacts, theirs: GraphFacts) -> list[str]:
 
 
 def judge(
-    exported: GraphFacts, transplanted: GraphFacts, independent: GraphFacts, parity: Mapping[str, Agreement]
+    exported: GraphFacts,
+    transplanted: GraphFacts,
+    independent: GraphFacts,
+    parity: Mapping[str, Agreement | PathParity],
 ) -> dict[str, bool]:
     """Return the verdict on each proof."""
     return {

@@ -116,7 +116,7 @@ def _architecture(certificate: Certificate) -> str:
     )
 
 
-def _uncounted(facts: GraphFacts) -> str:
+def _uncounted(facts: GraphFacts | RemovedFacts) -> str:
     return f" Not counted: {_listed(facts.uncounted)}." if facts.uncounted else ""
 
 
@@ -172,11 +172,12 @@ def _removed(removed: RemovedFacts) -> str:
     ]
     parts = [
         f"Training runs the model a second time on a perturbed hidden state ({removed.noise} noise). The graph of both "
-        "passes, with noise and Net_φ and short of the loss, was exported from the same checkpoint and compared with "
-        f"`model.onnx`, which has {_number(sum(removed.operators.values()))} nodes and "
+        f"passes, with the noise{' and Net_φ' if tensors else ''} and short of the loss, giving the mean of both "
+        "passes' scores, was exported from the same checkpoint and compared with the graph of inference, which has "
+        f"{_number(sum(removed.operators.values()))} nodes and "
         f"{_number(removed.flops_per_user)} FLOPs for one user less, {_number(removed.matmul_flops_per_user)} of them "
         f"in matrix products, and {_number(removed.parameters)} parameters in {len(removed.tensors)} training-only "
-        "tensors less.",
+        f"tensors less.{_uncounted(removed)}",
         _table(("operator", "nodes less", "FLOPs less"), operators),
     ]
     if tensors:
@@ -190,13 +191,14 @@ def _limits(certificate: Certificate) -> str:
     trained = "independently" in certificate.independent_source
     limits = [
         "Not that the model recommends well: its metrics are in `manifest.json`.",
-        "Not how fast it is: loading, memory and calls on one machine are in `measurements.json`.",
+        "Not how fast it is: what loading and calling took on one machine is in `measurements.json`, if it is there.",
         f"Not that other versions of ONNX Runtime than {certificate.onnxruntime} give the same numbers to the last "
         "bit; `dvib-export verify` compares again with the version at hand.",
         "Not that an approximate index finds what an exact search finds: parity is that of the stored vectors, and the "
         "index's recall is in `manifest.json`.",
-        "The removed part was counted when the bundle was made: it needs the checkpoint, so that `verify` cannot "
-        "repeat it, nor the parity of PyTorch's own formats. `verify` repeats the rest from the bundle's files.",
+        "Not anything about items that were added to the bundle later, nor about `item_tower.onnx`.",
+        "`dvib-export verify` compares the files with the hashes and facts recorded here, and `model.onnx` with itself "
+        "unfolded and with the towers. The baselines, the trained model and the removed part it does not have.",
     ]
     if not trained:
         limits.append(

@@ -34,6 +34,15 @@ def bounded_memory() -> Iterator[None]:
 
 
 def _available() -> int | None:
+    """Return the memory that this process may still take: the machine's, or its container's where that is less."""
+    free = _free_on_machine()
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if free is None or not limit or not used or not limit[0].isdigit():
+        return free
+    return min(free, max(0, int(limit[0]) - int(used[0])))
+
+
+def _free_on_machine() -> int | None:
     for line in _lines("/proc/meminfo"):
         name, _, amount = line.partition(":")
         if name == "MemAvailable":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -20,17 +21,19 @@ def build_index(
     path: Path,
     users: NDArray[np.float32] | None = None,
     choice: IndexChoice | None = None,
+    seen: Sequence[NDArray[np.int32]] | None = None,
 ) -> IndexEntry:
     """Write an inner-product index whose search parameters reach the recall at the least cost.
 
-    The same vectors give the same bytes: seeds are fixed, and graphs are built by one thread. ``auto`` alone depends on
-    how fast this machine is.
+    The same vectors give the same bytes: seeds are fixed, and graphs, over items or over lists' centres, are built by
+    one thread. ``auto`` alone depends on how fast this machine is.
 
     Args:
         items: float32 [I, D].
         path: The file to write.
         users: float32 [n, D], real user vectors that the recall is measured with; not used for a flat index.
         choice: Which index; flat if left out.
+        seen: Per user of these the rows that a reply leaves out, strictly ascending; none if left out.
 
     Returns:
         Its entry in the manifest.
@@ -45,7 +48,7 @@ def build_index(
         raise ExportError(f"--index {choice.name}: its recall is measured with user vectors, and there are none")
     else:
         make = build_fastest if choice.name == "auto" else build_tuned
-        built = make(items, Truth(items, users), choice)
+        built = make(items, Truth(items, users, seen), choice)
     recall = built.entry.recall
     if choice.min_recall is not None and recall is not None and recall.value < choice.min_recall:
         raise ExportError(

@@ -24,6 +24,7 @@ _SCALAR_TYPES = {0: "SQ8", 1: "SQ4", 4: "SQfp16", 7: "SQbf16"}
 _PQ_BITS = (4, 8)
 _BLOCK = 32
 _WIDEST = 2**16
+_MOST_LEVELS = 64
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,19 @@ def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
-def _largest_norm(vectors: NDArray[Any]) -> float:
-    """Return the norm of the longest of float32 [n, D], a block at a time."""
+def largest_norm(vectors: NDArray[Any]) -> float:
+    """Return the Euclidean norm of the longest of float32 [n, D], a block at a time.
+
+    Raises:
+        BundleError: One is no number.
+    """
     blocks = (vectors[start : start + 65536] for start in range(0, len(vectors), 65536))
     return max((float(np.linalg.norm(_finite(block), axis=1).max()) for block in blocks), default=0.0)
 
 
 def _flat(cursor: _Cursor, n: int, dimension: int) -> Layout:
     codes = cursor.vector(np.uint8, 4 * n * dimension, unit=4)
-    return Layout("Flat", _largest_norm(codes.view("<f4").reshape(n, dimension)))
+    return Layout("Flat", largest_norm(codes.view("<f4").reshape(n, dimension)))
 
 
 def _scalar_quantiser(cursor: _Cursor, dimension: int) -> tuple[str, int, float]:
@@ -187,7 +192,7 @@ def _finite_halves(codes: NDArray[Any]) -> NDArray[Any]:
 def _scalar(cursor: _Cursor, n: int, dimension: int) -> Layout:
     name, size, reach = _scalar_quantiser(cursor, dimension)
     codes = cursor.vector(np.uint8, n * size)
-    return Layout(name, min(reach, _code_reach(name, codes, dimension)) if reach == np.inf else reach)
+    return Layout(name, _code_reach(name, codes, dimension) if reach == np.inf else reach)
 
 
 def _product_quantiser(cursor: _Cursor, dimension: int) -> tuple[int, int, float]:
@@ -234,7 +239,7 @@ def _inverted(cursor: _Cursor, name: bytes, n: int, dimension: int) -> Layout:
 
 def _flat_lists(cursor: _Cursor, n: int, nlist: int, dimension: int) -> tuple[str, float]:
     codes = _array_lists(cursor, n, nlist, 4 * dimension)
-    return "Flat", max((_largest_norm(part.view("<f4").reshape(-1, dimension)) for part in codes), default=0.0)
+    return "Flat", max((largest_norm(part.view("<f4").reshape(-1, dimension)) for part in codes), default=0.0)
 
 
 def _scalar_lists(cursor: _Cursor, n: int, nlist: int, dimension: int) -> tuple[str, float]:
@@ -309,7 +314,9 @@ def _check_ids(lists: list[NDArray[Any]], n: int) -> None:
 def _graph(cursor: _Cursor, name: bytes, n: int, dimension: int) -> Layout:
     cursor.vector("<f8")  # chances of the levels: used when vectors are added
     slots = cursor.vector("<i4").astype(np.int64)
-    expect(len(slots) > 1 and slots[0] == 0 and bool((np.diff(slots) > 0).all()), "its levels have no edges")
+    # Each level costs a pass over all vectors; a graph of FAISS's has at most thirty-odd.
+    expect(1 < len(slots) <= _MOST_LEVELS, f"its graph has {len(slots) - 1} levels, wanted 1 to {_MOST_LEVELS - 1}")
+    expect(slots[0] == 0 and bool((np.diff(slots) > 0).all()), "its levels have no edges")
     levels = cursor.vector("<i4", n).astype(np.int64)
     expect(bool(((levels > 0) & (levels < len(slots))).all()), "a vector lies on a level that there is not")
     offsets = cursor.vector("<u8", n + 1)

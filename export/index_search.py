@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle import IndexEntry, Recall
-from export.index_layout import Layout
+from export.index_layout import Layout, largest_norm
 from training.common.errors import BundleError
 
 RECALL_K = 10
@@ -20,6 +20,8 @@ MAX_RECALL_USERS = 10_000
 RECALL_TOLERANCE = 0.002
 """How far a recall measured again may lie from the manifest's: machines round differently, and ties are cut."""
 _ROUNDING = 2e-6
+_BLOCK_SCORES = 2**24
+_NOTHING = np.empty(0, np.int32)
 
 
 @contextmanager
@@ -33,9 +35,22 @@ def search_threads(count: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def sample_users(n_users: int) -> NDArray[np.int64]:
+def sample_users(n_users: int, most: int = MAX_RECALL_USERS) -> NDArray[np.int64]:
     """Return the rows of the users that a recall is measured with, int64, evenly spaced."""
-    return np.linspace(0, n_users - 1, min(n_users, MAX_RECALL_USERS)).astype(np.int64)
+    return np.linspace(0, n_users - 1, min(n_users, most)).astype(np.int64)
+
+
+def contained(rows: NDArray[np.int64], ascending: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Tell for each of some rows whether it is among strictly ascending ones."""
+    if len(ascending) == 0:
+        return np.zeros(len(rows), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(ascending, rows), len(ascending) - 1)
+    return np.asarray(ascending[places] == rows)
+
+
+def _check_products(one: float, other: float) -> None:
+    if not one * other < float(np.finfo(np.float32).max) / 4:
+        raise BundleError("scores of this bundle overflow float32; train and export the model again")
 
 
 class ItemIndex:
@@ -80,31 +95,32 @@ class ItemIndex:
         Raises:
             BundleError: They are too long, or no numbers.
         """
-        if not self._reach * largest < float(np.finfo(np.float32).max) / 4:
-            raise BundleError("scores of this bundle overflow float32; train and export the model again")
+        _check_products(self._reach, largest)
 
-    def candidates(self, vector: NDArray[np.float32], k: int, unwanted: int = 0) -> NDArray[np.int64]:
+    def candidates(self, vector: NDArray[np.float32], k: int, seen: NDArray[np.int32] = _NOTHING) -> NDArray[np.int64]:
         """Search for one query alone, so that its answer never depends on what else is asked at the same time.
 
         Args:
             vector: float32 [D], passed by ``check_norm``.
             k: Items wanted.
-            unwanted: Items that the caller will drop.
+            seen: Rows that are left out, strictly ascending.
 
         Returns:
-            Distinct rows, int64, as many as the index finds of ``overfetch * k + unwanted``.
+            Distinct rows that are not seen, int64: what is left of the ``overfetch * k + len(seen)`` that the index
+            finds, or of fewer.
         """
-        count = min(self._overfetch * k + unwanted, self.index.ntotal)
+        count = min(self._overfetch * k + len(seen), self.index.ntotal)
         rows = self.index.search(vector[None], count)[1][0]
-        return np.asarray(rows[rows >= 0], dtype=np.int64)
+        rows = np.asarray(rows[rows >= 0], dtype=np.int64)
+        return rows[~contained(rows, seen)]
 
-    def recall(self, items: NDArray[np.float32], truth: Truth) -> Recall:
-        """Measure the share of the best items that are among the candidates.
+    def recall(self, truth: Truth) -> Recall:
+        """Measure the share of the best items, without seen ones, that are among the candidates.
 
-        Candidates are scored exactly afterwards, so these are the items that a reply holds.
+        Candidates are scored exactly afterwards, so a reply holds these items. Where the candidates do not fill it, the
+        service looks at all items instead: replies are then better than the recall says.
 
         Args:
-            items: float32 [I, D].
             truth: Queries and what the best scores are.
 
         Returns:
@@ -114,12 +130,12 @@ class ItemIndex:
             BundleError: The queries are too long, see ``check_norm``.
         """
         self.check_norm(truth.largest_norm)
-        found = 0
         with search_threads(1):
-            for vector, least in zip(truth.vectors, truth.least, strict=True):
-                scores = items[self.candidates(vector, truth.k)] @ vector
-                found += min(int((scores >= least).sum()), truth.k)
-        return Recall(k=truth.k, value=found / (truth.k * len(truth.vectors)), users=len(truth.vectors))
+            found = sum(
+                truth.found(query, self.candidates(vector, truth.k, seen))
+                for query, (vector, seen) in enumerate(zip(truth.vectors, truth.seen, strict=True))
+            )
+        return Recall(k=truth.k, value=truth.share(found), users=len(truth.vectors))
 
 
 class Truth:
@@ -128,31 +144,67 @@ class Truth:
     Args:
         items: float32 [I, D].
         vectors: Queries, float32 [n, D].
+        seen: Per query the rows that are no answers to it, strictly ascending; none if left out.
         k: Items wanted; where there are fewer, all of them.
 
     Attributes:
         vectors: As given.
+        seen: As given.
         k: Items wanted.
-        least: float32 [n], the score that an item among the k best has at least, but for rounding.
         largest_norm: Euclidean norm of the longest query.
 
     Raises:
-        BundleError: A query is no number.
+        BundleError: A query or an item is no number, or scores overflow float32.
     """
 
-    def __init__(self, items: NDArray[np.float32], vectors: NDArray[np.float32], k: int = RECALL_K) -> None:
+    def __init__(
+        self,
+        items: NDArray[np.float32],
+        vectors: NDArray[np.float32],
+        seen: Sequence[NDArray[np.int32]] | None = None,
+        k: int = RECALL_K,
+    ) -> None:
         if not np.isfinite(vectors).all():
             raise BundleError("user vectors hold NaN or infinite values; train and export the model again")
         self.vectors = np.ascontiguousarray(vectors)
+        self.seen = [_NOTHING] * len(vectors) if seen is None else list(seen)
         self.k = min(k, len(items))
-        scores = faiss.knn(self.vectors, items, self.k, metric=faiss.METRIC_INNER_PRODUCT)[0]
-        self.least: NDArray[np.float32] = scores[:, -1] - np.float32(_ROUNDING) * np.abs(scores).max(axis=1)
-        self.largest_norm = float(np.linalg.norm(self.vectors.astype(np.float64), axis=1).max())
+        self.largest_norm = largest_norm(self.vectors)
+        _check_products(largest_norm(items), self.largest_norm)
+        self._items = items
+        self._wanted = np.array([min(self.k, len(items) - len(rows)) for rows in self.seen])
+        self._least = np.zeros(len(vectors), np.float32)
+        size = max(1, _BLOCK_SCORES // len(items))
+        for start in range(0, len(vectors), size):
+            self._find_least(slice(start, min(start + size, len(vectors))))
+
+    def _find_least(self, block: slice) -> None:
+        """Set the scores that an item among the best of these queries has at least, but for rounding."""
+        scores = self.vectors[block] @ self._items.T
+        for row, seen in zip(scores, self.seen[block], strict=True):
+            row[seen] = -np.inf
+        first = scores.shape[1] - self.k
+        scores.partition(first, axis=1)
+        for query, best in enumerate(np.sort(scores[:, first:], axis=1), block.start):
+            if self._wanted[query]:
+                unseen = best[-self._wanted[query] :]
+                self._least[query] = unseen[0] - np.float32(_ROUNDING) * np.abs(unseen).max()
+
+    def found(self, query: int, rows: NDArray[np.int64]) -> int:
+        """Count how many of the best items of a query are among distinct rows that are not seen, int64 [n]."""
+        scores = self._items[rows] @ self.vectors[query]
+        return min(int((scores >= self._least[query]).sum()), int(self._wanted[query]))
+
+    def share(self, found: int) -> float:
+        """Return what share of the best items this many of all queries are; where there are none, all are found."""
+        wanted = int(self._wanted.sum())
+        return found / wanted if wanted else 1.0
 
     def some(self, count: int) -> Truth:
         """Return the same for about this many queries, evenly spaced."""
         part = object.__new__(Truth)
-        chosen = np.linspace(0, len(self.vectors) - 1, min(count, len(self.vectors))).astype(np.int64)
-        part.vectors, part.k, part.least = self.vectors[chosen], self.k, self.least[chosen]
-        part.largest_norm = self.largest_norm
+        chosen = sample_users(len(self.vectors), count)
+        part.vectors, part.seen = self.vectors[chosen], [self.seen[query] for query in chosen]
+        part.k, part.largest_norm, part._items = self.k, self.largest_norm, self._items
+        part._wanted, part._least = self._wanted[chosen], self._least[chosen]
         return part

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from training.common.errors import ExportError
+
 BATCHES = (1, 32)
 _CALL_BUDGET_SECONDS = 0.15
 _FEWEST_CALLS = 3
@@ -41,7 +43,7 @@ def write_measurements(graph: Path, target: Path) -> None:
             ``folded`` really folds.
 
     Raises:
-        RuntimeError: The measuring process failed.
+        ExportError: The measuring process failed.
     """
     document: dict[str, Any] = {"schema_name": "dvib.measurements", "schema_version": 1}
     document |= {"processor": _processor(), "system": platform.system(), "threads": _THREADS}
@@ -62,7 +64,11 @@ def _in_new_process(graph: Path, name: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     if done.returncode:
-        raise RuntimeError(f"measuring {graph.name} failed: {done.stderr.strip().splitlines()[-1:]}")
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ExportError(
+            f"measuring {graph.name} {name} failed with code {done.returncode} ({said}); "
+            "free some memory and export again"
+        )
     measured: dict[str, Any] = json.loads(done.stdout)
     return measured
 

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
+from export import outline
 from export.onnx_canonical import canonical_bytes
-from export.outline import outlined
 from export.program import trace_program
 from training.common.errors import ExportError
 
-LARGEST_GRAPH_BYTES = 1_500_000_000
-"""No graph with larger initialisers, in all, is written."""
 _NOTHING = onnx_ir.tensor(np.zeros(0, dtype=np.uint8))
 _EXPORTER_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
 
@@ -47,7 +45,7 @@ def export_onnx(
         A serialised ``ModelProto`` without any metadata.
 
     Raises:
-        GraphTooLargeError: Its initialisers are larger than ``LARGEST_GRAPH_BYTES``.
+        GraphTooLargeError: Its initialisers are larger than ``export.outline.LARGEST_GRAPH_BYTES``.
     """
     return onnx_of(trace_program(module, examples), inputs, output)
 
@@ -57,10 +55,11 @@ def onnx_of(program: ExportedProgram, inputs: Sequence[str], output: str | Seque
     translated = _translate(program, inputs, output)
     # Counted before anything is serialised: a protobuf beyond 2 GB fails in the middle of it.
     size = sum(tensor.nbytes for _, tensor in _tensors(translated))
-    if size > LARGEST_GRAPH_BYTES:
+    if size > outline.LARGEST_GRAPH_BYTES:
+        limit = f"{outline.LARGEST_GRAPH_BYTES / 1e9:.2f} GB"
         raise GraphTooLargeError(
-            f"its tensors have {size / 1e9:.2f} GB, and a graph with more than {LARGEST_GRAPH_BYTES / 1e9:.2f} GB is "
-            "not written, as protobuf ends at 2 GB"
+            f"its tensors have {size / 1e9:.2f} GB, and a graph with more than {limit} is not written, as protobuf "
+            "ends at 2 GB"
         )
     model: onnx.ModelProto = translated.model_proto
     _settle_casts(model)
@@ -74,7 +73,7 @@ def outline_of(program: ExportedProgram, inputs: Sequence[str], output: str | Se
     for value, tensor in _tensors(translated):
         content = np.ascontiguousarray(tensor.numpy())
         raw = content.reshape(-1).view(np.uint8).data
-        kept.append(outlined(str(value.name), int(tensor.dtype), content.shape, raw))
+        kept.append(outline.outlined(str(value.name), int(tensor.dtype), content.shape, raw))
         value.const_value = _NOTHING
     model: onnx.ModelProto = translated.model_proto
     for tensor, small in zip(model.graph.initializer, kept, strict=True):

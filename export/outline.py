@@ -15,6 +15,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from export.onnx_canonical import canonical_bytes, parse
 
+LARGEST_GRAPH_BYTES = 1_500_000_000
+"""No graph with larger initialisers, in all, is written to a file."""
 SMALL = 1024
 """Initialisers of up to so many bytes stay as they are: axes and shapes say what is computed."""
 

@@ -104,12 +104,16 @@ def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxrun
         optimised: Let ONNX Runtime optimise, and fold where that does not take too much memory.
         threads: Of one call; 0 for as many as there are cores.
     """
+    return _open(data, optimised=optimised, folded=optimised and is_worth_folding(data), threads=threads)
+
+
+def _open(data: bytes, *, optimised: bool, folded: bool, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    if optimised and not is_worth_folding(data):
+    if not folded:
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
@@ -126,7 +130,7 @@ def onnx_scores(data: bytes, n_users: int, n_items: int, *, optimised: bool = Tr
             run.
     """
     folded = optimised and is_worth_folding(data)
-    opened = session(data, optimised=optimised, threads=0 if folded else 1)
+    opened = _open(data, optimised=optimised, folded=folded, threads=0 if folded else 1)
 
     def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = opened.run(["scores"], {"users": users})[0]

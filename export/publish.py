@@ -24,11 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from export.bundle import MANIFEST, MEASUREMENTS, BundleReader, Manifest
-from training.common.errors import BundleError, first_problem, shown
-from training.common.folders import atomic_folder, fsync_path, remove_folder, write_atomically
+from export.bundle import MANIFEST, MEASUREMENTS, BundleReader, Manifest, is_bundle
+from export.publish_history import Move, moves_made, read_moves, trail_of, write_moves
+from training.common.errors import BundleError, shown
+from training.common.folders import atomic_folder, make_folder, remove_folder, write_atomically
 
 VERSIONS = "versions"
 CURRENT = "current"
@@ -41,17 +40,6 @@ _NOT_OURS = {"lost+found"}
 
 Stage = Callable[[str], None]
 """Called with what takes a while, as it begins."""
-
-
-class Move(BaseModel):
-    """One move of the pointer: a line of ``history.jsonl``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    time: str = Field(description="UTC, ISO 8601, seconds")
-    action: Literal["publish", "rollback"]
-    version: str = Field(pattern="^[0-9a-f]{12}$")
-    previous: str | None = Field(description="the version that was current before")
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,10 @@ def current(root: Path) -> Path:
     """
     version = _pointer(root)
     if version is None:
-        raise BundleError(f"{root}: nothing is published here; run dvib-export publish BUNDLE {root} first")
+        _require_root(root)
+        raise BundleError(
+            f"{root}: no version is current; choose one with dvib-export rollback {root} --to VERSION, or publish one"
+        )
     folder = root / VERSIONS / version
     if not (_is_folder(root / VERSIONS) and _is_folder(folder)):
         raise BundleError(
@@ -132,32 +123,55 @@ def history(root: Path) -> list[Move]:
     Raises:
         BundleError: The history, or the pointer, is not what this program wrote.
     """
-    return _happened(_recorded(root), _pointer(root))
+    return _moves(root, _pointer(root))
 
 
-def publish(bundle: Path, root: Path, on_stage: Stage = lambda _: None) -> Outcome:
+def check_outside(folder: Path, what: str) -> None:
+    """Refuse to write into a bundle.
+
+    Args:
+        folder: What is to be written.
+        what: How the user says where.
+
+    Raises:
+        BundleError: It lies in a bundle, at any depth.
+    """
+    for parent in Path(os.path.realpath(folder)).parents:
+        if is_bundle(parent):
+            raise BundleError(f"{folder} lies inside of {parent}, and bundles are never edited; choose another {what}")
+
+
+def publish(bundle: Path, root: Path, on_stage: Stage = lambda _: None, *, only_version: str | None = None) -> Outcome:
     """Copy a bundle below a root, whole and checked against its hashes, and make it the current version.
 
     A version that is there already is not copied again: its files are checked, and the pointer moves.
 
     Args:
         bundle: The bundle's folder.
-        root: Where versions are published; made if its parent is there.
+        root: Where versions are published; made, with its parents, if it is not there.
         on_stage: Told what happens.
+        only_version: The version that the bundle must have, if not any: the one that the caller has looked at.
 
     Raises:
-        BundleError: The bundle or the published version is altered, or ``root`` is a folder for something else.
+        BundleError: The bundle or the published version is altered, the bundle is not of this version, or ``root`` is a
+            folder for something else or lies inside of a bundle.
         OSError: The file system refuses; the current version stays.
     """
+    check_outside(root, "root")
     with BundleReader(bundle) as reader:
+        version = reader.manifest.version
+        if only_version not in {None, version}:
+            raise BundleError(
+                f"{bundle} was replaced while it was looked at: wanted version {only_version}, it is {version} now; "
+                "nothing is published, try again"
+            )
         _make_root(root)
         with _locked(root, on_stage):
-            version = reader.manifest.version
             target = root / VERSIONS / version
             fresh = not os.path.lexists(target)
             if fresh:
                 on_stage("copying and checking")
-                with atomic_folder(target, read_only=True) as copy:
+                with atomic_folder(target, read_only=True, replace=False) as copy:
                     for name in reader.manifest.files:
                         (copy / name).write_bytes(reader.read(name))
                     (copy / MANIFEST).write_bytes(reader.raw_manifest)
@@ -202,7 +216,7 @@ def published(root: Path) -> list[Published]:
     _require_root(root)
     pointer = _pointer_or_none(root)
     since: dict[str, str] = {}
-    for move in _happened(_recorded(root), pointer):
+    for move in _moves(root, pointer):
         since.setdefault(move.version, move.time)
     order = list(since)
     found = []
@@ -264,10 +278,7 @@ def _make_root(root: Path) -> None:
             raise BundleError(
                 f"{root} holds {shown(strange[0])} and no published bundles; choose an empty or a new folder"
             )
-    for folder in (root, root / VERSIONS):
-        if not folder.is_dir():
-            folder.mkdir(exist_ok=True)
-            fsync_path(folder.absolute().parent)
+    make_folder(root / VERSIONS)
 
 
 @contextlib.contextmanager
@@ -315,29 +326,10 @@ def _check_published(root: Path, version: str, wanted: Manifest | None = None) -
         raise BundleError(f"{folder} holds another bundle than its name says; move it away and publish again")
 
 
-def _recorded(root: Path) -> list[Move]:
-    path = root / HISTORY
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path} is no text; move it away, versions and pointer do not need it") from error
-    moves = []
-    for number, line in enumerate(lines, 1):
-        try:
-            moves.append(Move.model_validate_json(line))
-        except ValidationError as error:
-            raise BundleError(
-                f"{path}, line {number}: {first_problem(error)}; correct it, or move the file away: versions and "
-                "pointer do not need it"
-            ) from error
-    return moves
-
-
-def _happened(moves: list[Move], pointer: str | None) -> list[Move]:
-    """Leave out a last move that was written down and did not take place."""
-    return moves[:-1] if moves and moves[-1].version != pointer == moves[-1].previous else moves
+def _moves(root: Path, pointer: str | None) -> list[Move]:
+    moves = read_moves(root / HISTORY)
+    kept = bool(moves) and _is_folder(root / VERSIONS / moves[-1].version)
+    return moves_made(moves, pointer, damaged=pointer is None and os.path.lexists(root / CURRENT), kept=kept)
 
 
 def _move(root: Path, version: str, action: Literal["publish", "rollback"]) -> str | None:
@@ -346,23 +338,16 @@ def _move(root: Path, version: str, action: Literal["publish", "rollback"]) -> s
     if pointer == version:
         return pointer
     time = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    moves = [*_happened(_recorded(root), pointer), Move(time=time, action=action, version=version, previous=pointer)]
-    write_atomically(root / HISTORY, "".join(f"{move.model_dump_json()}\n" for move in moves))
+    moves = [*_moves(root, pointer), Move(time=time, action=action, version=version, previous=pointer)]
+    write_moves(root / HISTORY, moves)
     write_atomically(root / CURRENT, f"{version}\n")
     return pointer
 
 
 def _step_back(root: Path) -> str:
     """Return the version to go back to: the newest that was current earlier and has not been gone back from."""
-    trail: list[str] = []
-    for move in history(root):
-        if move.action == "rollback":
-            while move.version in trail and trail[-1] != move.version:
-                trail.pop()
-        if not trail or trail[-1] != move.version:
-            trail.append(move.version)
     pointer = _pointer(root)
-    for version in reversed(trail):
+    for version in reversed(trail_of(history(root))):
         if version != pointer and _is_folder(root / VERSIONS / version):
             return version
     raise BundleError(f"{root}: no other version was current earlier; choose one with --to")

@@ -135,6 +135,7 @@ def removed_from(checkpoint: Checkpoint, stripped: bytes) -> RemovedFacts:
         flops_per_user=flops.total - left.total,
         matmul_flops_per_user=flops.products - left.products,
         flops_by_operator=_more(flops.by_operator, left.by_operator),
+        uncounted=sorted(set(flops.uncounted) - set(left.uncounted)),
         noise=checkpoint.info.config.dvib.noise,
     )
 

@@ -84,7 +84,8 @@ def _ascend(offsets: NDArray[Any], items: NDArray[Any]) -> bool:
 def load_for_serving(folder: Path) -> ServingBundle:
     """Load what the service runs, all or nothing.
 
-    The offline artefacts (``model.onnx``, ``model.ts``) must be there but are neither hashed nor parsed.
+    The offline artefacts (``model.onnx``, ``model.ts``, ``model.pt2``, the item tower and what is said of them) are
+    neither hashed nor parsed; they must be there all the same, but for those that the manifest says are absent.
 
     Args:
         folder: A bundle.

@@ -12,23 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from export import bundle
-from export.certificate import SCHEMA_VERSION, Certificate, GraphFacts, judge
+from export import bundle, outline
+from export.certificate import SCHEMA_VERSION, Certificate, GraphFacts, PathParity, judge
 from export.certificate_text import render
+from export.confine import bounded_memory
 from export.index import exact_over, read_index
 from export.index_search import RECALL_TOLERANCE, ItemIndex, Truth, sample_users
 from export.onnx_canonical import blank, canonical_bytes, parse, sha256
 from export.onnx_safety import check_graph
-from export.parity import LargeBlocks, Scores, TowersAndIndex, compare, onnx_scores, user_blocks
+from export.parity import (
+    TOLERANCE,
+    TOP_K,
+    LargeBlocks,
+    Scores,
+    TowersAndIndex,
+    compare,
+    onnx_scores,
+    user_blocks,
+)
 from export.runtime import GRAPH_ERRORS
-from export.serving import load_for_serving
+from export.serving import ServingBundle, load_for_serving
 from training.common.errors import BundleError, first_problem
 
-_MALFORMED = (DecodeError, LookupError, ValueError, MemoryError, *GRAPH_ERRORS)
+_MALFORMED = (DecodeError, EncodeError, LookupError, ValueError, MemoryError, *GRAPH_ERRORS)
 """What parsing, loading or running a malformed graph can raise."""
 
 _MAX_CERTIFICATE_BYTES = 2**21
@@ -94,7 +104,7 @@ def _check_graphs(folder: Path, graphs: dict[str, bytes]) -> None:
 def verify_bundle(
     folder: Path, against: Path | None = None, trusted: Mapping[str, Loader] | None = None
 ) -> list[Check]:
-    """Re-check hashes, graph, certificate and parity.
+    """Re-check hashes, graph, certificate and parity, within a bound on memory.
 
     Args:
         folder: The bundle.
@@ -107,17 +117,24 @@ def verify_bundle(
     Raises:
         BundleError: A file is missing, altered or malformed, or a graph is one that must not be run.
     """
+    with bounded_memory():
+        return _verify(folder, against, trusted or {})
+
+
+def _verify(folder: Path, against: Path | None, trusted: Mapping[str, Loader]) -> list[Check]:
     serving = load_for_serving(folder)
     with bundle.BundleReader(folder) as reader:
-        reader.verify_all()
         manifest = reader.manifest
+        if manifest != serving.manifest:
+            raise BundleError(f"{folder} was replaced while it was read; try again")
+        reader.verify_all()
         graphs = {name: bytes(reader.read(name)) for name in manifest.files if name.endswith(".onnx")}
         graphs[bundle.USER_TOWER] = serving.user_tower
         _check_graphs(folder, graphs)
         data = graphs.get(bundle.MODEL_ONNX)
         certificate = read_certificate(reader)
         text = _check_text(reader, certificate)
-        pickles = {name: (bytes(reader.read(name)), loader) for name, loader in (trusted or {}).items()}
+        pickles = {name: bytes(reader.read(name)) for name in trusted if name in manifest.files}
     n_users, n_items = manifest.dataset.n_users, manifest.n_items
     checks = [Check("files", True, f"{len(manifest.files)} files match their hashes")]
     checks += _check_full_graph(folder, data, certificate, manifest)
@@ -129,18 +146,18 @@ def verify_bundle(
             shape, wanted = towers.vectors(users).shape, (len(users), manifest.dimension)
             if shape != wanted:
                 raise BundleError(f"it gives {shape}, wanted {wanted}")
-        checks.append(_check_index(index, serving.items, towers, n_users))
+        checks.append(_check_index(index, serving, towers))
     certified = all(check.passed for check in checks if check.name in {"graph", "certificate"})
-    if data is not None and certified:
-        checks.append(_parity(folder, data, towers, manifest, certificate))
-        for name, (content, loader) in pickles.items():
+    checks.append(_parity(folder, data, towers, manifest, certificate, certified=certified))
+    for name, load in trusted.items():
+        if data is not None and certified and name in pickles:
             with _blaming(folder, name):
-                checks.append(_parity_of(name, loader(content), data, towers, manifest))
-    else:
-        # A graph that is not the certified one is not run: a hostile one can take the process down.
-        held = certificate.proofs.get("parity", False)
-        reason = "this is not the certified graph" if data is not None else f"there is no {bundle.MODEL_ONNX}"
-        checks.append(Check("parity", None if held else False, f"not looked at: {reason}"))
+                checks.append(_parity_of(name, load(pickles[name]), data, towers, manifest))
+        else:
+            lacking = name if name not in pickles else f"certified {bundle.MODEL_ONNX} to compare it with"
+            checks.append(Check(name, None, f"not looked at: there is no {lacking}"))
+    if manifest.added is not None:
+        checks.append(Check("added items", None, f"{manifest.added.count} items: no proof covers their vectors"))
     checks.append(text)
     if against is not None:
         checks.append(_same_graph(data, certificate, against))
@@ -154,25 +171,61 @@ def _check_full_graph(
     facts = certificate.exported
     if data is None:
         yield Check("graph", None, f"{bundle.MODEL_ONNX} is absent: {manifest.absent[bundle.MODEL_ONNX]}")
-        yield Check("certificate", facts.outline, "it is of a graph that is too large for a file")
+        too_large = facts.outline and facts.size > outline.LARGEST_GRAPH_BYTES
+        found = "too large for" if too_large else "which would fit into"
+        yield Check("certificate", too_large, f"certified is a graph of {facts.size / 1e9:.2f} GB, {found} a file")
     else:
         with _blaming(folder, bundle.MODEL_ONNX):
             facts = GraphFacts.of(data, certificate.learned)
         yield Check("graph", canonical_bytes(parse(data)) == data, "model.onnx is canonical and free of metadata")
         yield Check("certificate", facts == certificate.exported, "model.onnx is the graph that was certified")
+    seen = certificate.model_copy(update={"exported": facts})
+    misfits = _misfits(certificate, manifest)
+    said = f"not so: {', '.join(misfits)}" if misfits else "the certificate is of this bundle, and its parts agree"
+    yield Check("about", not misfits, said)
     proofs = judge(facts, certificate.transplanted, certificate.independent, {})
     for name in ("transplant", "blanked", "architecture"):
-        yield Check(name, proofs[name] and certificate.proofs.get(name, False), certificate.explain(name))
+        holds = proofs[name] and certificate.proofs.get(name, False)
+        # Of a graph that is in no file there is only what certificates say, and anybody can write that.
+        passed, said = (None, ", as certified") if data is None and holds else (holds, "")
+        yield Check(name, passed, seen.explain(name) + said)
 
 
-def _check_index(index: ItemIndex, items: NDArray[np.float32], towers: TowersAndIndex, n_users: int) -> Check:
+def _misfits(certificate: Certificate, manifest: bundle.Manifest) -> list[str]:
+    """Return which fields of a certificate are not this bundle's, or do not follow from its other fields."""
+    facts = certificate.exported, certificate.transplanted, certificate.independent
+    wanted = {
+        "model": manifest.model,
+        "variant": manifest.variant,
+        "dataset": manifest.dataset.name,
+        "dataset_fingerprint": manifest.dataset.fingerprint,
+        "tolerance": TOLERANCE,
+        "top_k": TOP_K,
+        "proofs": judge(*facts, certificate.parity),
+    }
+    found = [name for name, value in wanted.items() if getattr(certificate, name) != value]
+    ways = {"towers_index"}
+    if bundle.MODEL_ONNX in manifest.files:
+        ways |= {"onnx", "onnx_unfolded", "program", "torchscript"}
+    sound = certificate.parity.keys() == ways and all(
+        entry.users == manifest.dataset.n_users and entry.passed == _agrees(entry)
+        for entry in certificate.parity.values()
+    )
+    return found if sound else [*found, "parity"]
+
+
+def _agrees(entry: PathParity) -> bool:
+    return 0 <= entry.max_relative_error <= TOLERANCE and entry.top_k_differing_users == 0
+
+
+def _check_index(index: ItemIndex, serving: ServingBundle, towers: TowersAndIndex) -> Check:
     """An exact index holds the items' vectors; any other finds as many of the best items as the manifest says."""
-    stated = index.entry.recall
+    stated, items = index.entry.recall, serving.items
     if stated is None:
         same = np.array_equal(index.index.reconstruct_n(0, len(items)), items)
         return Check("index", same, f"{len(items)} vectors, the same as in {bundle.ITEMS}")
-    users = sample_users(n_users)
-    found = index.recall(items, Truth(items, towers.vectors(users)))
+    users = sample_users(len(serving.users))
+    found = index.recall(Truth(items, towers.vectors(users), [serving.seen.of(user) for user in users]))
     as_stated = found.model_copy(update={"value": stated.value}) == stated
     return Check(
         "index",
@@ -183,8 +236,19 @@ def _check_index(index: ItemIndex, items: NDArray[np.float32], towers: TowersAnd
 
 
 def _parity(
-    folder: Path, data: bytes, towers: TowersAndIndex, manifest: bundle.Manifest, certificate: Certificate
+    folder: Path,
+    data: bytes | None,
+    towers: TowersAndIndex,
+    manifest: bundle.Manifest,
+    certificate: Certificate,
+    *,
+    certified: bool,
 ) -> Check:
+    if data is None or not certified:
+        # A graph that is not the certified one is not run: a hostile one can take the process down.
+        held = certificate.proofs.get("parity", False)
+        reason = "this is not the certified graph" if data is not None else f"there is no {bundle.MODEL_ONNX}"
+        return Check("parity", None if held else False, f"not looked at: {reason}")
     with _blaming(folder, bundle.MODEL_ONNX):
         sizes = manifest.dataset.n_users, manifest.dataset.n_items
         unfolded = onnx_scores(data, *sizes, optimised=False)
@@ -201,7 +265,14 @@ def _parity(
 
 def _parity_of(name: str, scores: Scores, data: bytes, towers: TowersAndIndex, manifest: bundle.Manifest) -> Check:
     sizes = manifest.dataset.n_users, manifest.dataset.n_items
-    found = compare(onnx_scores(data, *sizes), {name: LargeBlocks(scores, *sizes)}, towers, *sizes)[name]
+
+    def checked(users: NDArray[np.int64]) -> NDArray[np.float32]:
+        found, shape = scores(users), (len(users), sizes[1])
+        if found.dtype != np.float32 or found.shape != shape:
+            raise BundleError(f"it gives {found.dtype} {found.shape}, wanted float32 {shape}")
+        return found
+
+    found = compare(onnx_scores(data, *sizes), {name: LargeBlocks(checked, *sizes)}, towers, *sizes)[name]
     return Check(
         f"parity of {name}",
         found.passed,
@@ -222,13 +293,20 @@ def _same_graph(data: bytes | None, certificate: Certificate, against: Path) -> 
         there = bundle.MODEL_ONNX in other.manifest.files
         theirs = bytes(other.read(bundle.MODEL_ONNX)) if there else None
         their_certificate = read_certificate(other)
+    if theirs is not None:
+        _check_graphs(against, {bundle.MODEL_ONNX: theirs})
     ours_blank = _blanked(data, certificate)
     with _blaming(against, bundle.MODEL_ONNX):
         theirs_blank = _blanked(theirs, their_certificate)
-    said = "" if data is not None and theirs is not None else ", as certified: a graph is too large for a file"
+    in_files = data is not None, theirs is not None
+    same = (
+        in_files[0] == in_files[1] and ours_blank == theirs_blank and their_certificate.learned == certificate.learned
+    )
+    said = "" if all(in_files) else f", as certified: {'one graph is' if any(in_files) else 'both are'} in no file"
     return Check(
         f"same graph as {against}",
-        ours_blank == theirs_blank and their_certificate.learned == certificate.learned,
+        # Of two graphs that are in no file only the certificates were compared.
+        None if same and data is None else same,
         f"blanked SHA-256 {ours_blank[:12]} and {theirs_blank[:12]}{said}",
     )
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Recommendations from exported bundles, on ONNX Runtime and FAISS.
 
-Answers are exact: training items of the user are left out, items come by descending score, equal scores in row order.
+Training items of the user are left out, items come by descending score, equal scores in row order. Scores are exact;
+items too, unless the bundle's index is approximate: then as many of the best as its manifest's recall says.
 Every error reply is `{"error": {"code": ..., "message": ...}}` with a fixed code.
 """
 

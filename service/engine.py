@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
+from export.bundle import INDEX
+from export.index_search import sample_users
 from export.serving import load_for_serving
 from service.ranking import Query, Ranked, Ranker
 from service.tower import UserTower
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from export.serving import ServingBundle
 
 Source = Literal["model", "popular", "history"]
+
+_LOOKS = (64, 1024)
+"""Users that an approximate index is tried with: few at first, more before it is refused, for few may be unlucky."""
+_RECALL_SLACK = 0.1
 
 
 class Request(NamedTuple):
@@ -48,7 +54,10 @@ class Recommendation:
 
 
 class Engine:
-    """Exact recommendations from one verified bundle. Not for concurrent use: one thread at a time.
+    """Recommendations from one verified bundle. Not for concurrent use: one thread at a time.
+
+    Scores are exact; items too, unless the bundle's index is approximate: then as many of the best as its manifest's
+    recall says.
 
     Args:
         bundle: What `export.serving.load_for_serving` returned.
@@ -58,7 +67,8 @@ class Engine:
         manifest: The bundle's self-description.
 
     Raises:
-        BundleError: The graph or the index cannot be loaded or does not fit the rest of the bundle.
+        BundleError: The graph or the index cannot be loaded or does not fit the rest of the bundle, or the index finds
+            far less than the manifest says.
     """
 
     def __init__(self, bundle: ServingBundle, *, index_threads: int = 1) -> None:
@@ -78,6 +88,23 @@ class Engine:
             largest_user_norm=self._tower.largest_norm,
             threads=index_threads,
         )
+        self._check_recall()
+
+    def _check_recall(self) -> None:
+        """Refuse an approximate index over other vectors: answers would have exact scores, but be poor ones."""
+        stated = self.manifest.index.recall
+        if stated is None:
+            return
+        found = 0.0
+        for most in _LOOKS:
+            users = sample_users(len(self._users), most)
+            found = self._ranker.recall(self._tower(users), [self._seen.of(user) for user in users])
+            if found >= stated.value - _RECALL_SLACK:
+                return
+        raise BundleError(
+            f"{INDEX} finds {found:.2f} of the best items, the manifest says {stated.value:.2f}; "
+            "export the bundle again"
+        )
 
     @classmethod
     def load(cls, folder: Path, *, index_threads: int = 1) -> Self:
@@ -93,7 +120,7 @@ class Engine:
             raise BundleError(f"{folder}: {error}") from error
 
     def recommend(self, user_id: str, k: int) -> Recommendation:
-        """Return the best ``min(k, unseen items)`` items for one user.
+        """Return ``min(k, unseen items)`` items for one user: the best, or nearly so with an approximate index.
 
         Args:
             user_id: External id. An unknown user gets the most popular items and ``source`` says so.
@@ -106,7 +133,10 @@ class Engine:
         return self.recommend_many([Request(user_id, k)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
-        """Answer many requests with one tower call and one index search (more only where ties demand it).
+        """Answer many requests with one tower call.
+
+        An exact index is searched once for all of them (more only where ties demand it), an approximate one once for
+        each.
 
         Each answer equals the one that `recommend` gives. That holds to the last bit where the tower computes each
         user's vector independently of its batch, which a tower made of gathers does.

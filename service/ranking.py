@@ -1,4 +1,4 @@
-"""Exact top-k over item vectors: an index proposes candidates, float64 scores decide."""
+"""Top-k over item vectors: an index proposes candidates, exact float64 scores decide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from export.bundle import INDEX
 from export.index import read_index
-from export.index_search import search_threads
+from export.index_search import Truth, contained, search_threads
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -72,13 +72,6 @@ def exact_scores(
     return scores
 
 
-def _contained(rows: NDArray[np.int64], ascending: NDArray[np.int32]) -> NDArray[np.bool_]:
-    if len(ascending) == 0:
-        return np.zeros(len(rows), dtype=np.bool_)
-    places = np.minimum(np.searchsorted(ascending, rows), len(ascending) - 1)
-    return np.asarray(ascending[places] == rows)
-
-
 class Ranker:
     """Top-k for batches of queries: the exact one with an exact index, and exact scores with every index.
 
@@ -124,6 +117,21 @@ class Ranker:
         unit = dimension * float(np.finfo(np.float32).eps)
         self._error_per_norm = 2 * unit * largest_item_norm
 
+    def recall(self, vectors: NDArray[np.float32], seen: Sequence[NDArray[np.int32]]) -> float:
+        """Measure the index as at export.
+
+        Args:
+            vectors: float32 [n, D], of some users.
+            seen: int32, the item rows never to return to each of them, strictly ascending.
+
+        Returns:
+            The share of their best items that the index finds.
+
+        Raises:
+            BundleError: Scores overflow float32.
+        """
+        return self._index.recall(Truth(self._items, vectors, seen)).value
+
     def top(self, queries: Sequence[Query]) -> list[Ranked]:
         """Answer all queries, with an exact index by one search where the first fetch suffices.
 
@@ -134,7 +142,8 @@ class Ranker:
             queries: Any number of them.
 
         Returns:
-            Per query ``min(k, items not seen)`` items in exact order.
+            Per query ``min(k, items not seen)`` items in exact order: the best ones, or of an approximate index the
+            best of what it proposes.
         """
         if not self._index.entry.exact:
             return [self._rank_proposed(query) for query in queries]
@@ -165,8 +174,7 @@ class Ranker:
     def _rank_proposed(self, query: Query) -> Ranked:
         """Rank what an approximate index proposes, or all items where that is too little."""
         with search_threads(self._threads):
-            rows = self._index.candidates(query.vector, query.k, len(query.seen))
-        unseen = rows[~_contained(rows, query.seen)]
+            unseen = self._index.candidates(query.vector, query.k, query.seen)
         if len(unseen) < min(query.k, len(self._items) - len(query.seen)):
             return self._rank_all(query)
         return self._order(query, unseen)
@@ -178,7 +186,7 @@ class Ranker:
 
     def _rank_candidates(self, query: Query, rows: NDArray[np.int64], lowest: float) -> Ranked | None:
         """Return the answer, or None where an item that was not fetched might belong into it."""
-        answer = self._order(query, rows[~_contained(rows, query.seen)])
+        answer = self._order(query, rows[~contained(rows, query.seen)])
         error = self._error_per_norm * float(np.linalg.norm(query.vector.astype(np.float64)))
         # At least k candidates are left: the fetch counts all seen items, and being smaller than the index it is full.
         return answer if answer.scores[-1] > lowest + error else None

@@ -49,7 +49,7 @@ class UserTower:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         # The arena would keep the largest batch's buffers for good; a tower's outputs are small.
         options.enable_cpu_mem_arena = False
         with _as_bundle_error("load"):

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from export import publish
+from export import publish, publish_history
 from export.bundle import BundleReader
 from training.common import folders
 
-_TRACED = {publish.__file__, folders.__file__}
+_TRACED = {publish.__file__, publish_history.__file__, folders.__file__}
 
 
 def names(folder: Path) -> list[str]:

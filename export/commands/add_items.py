@@ -20,7 +20,9 @@ app = typer.Typer()
     "`items.csv` (item_id, title) and, as for training, `image_feat.npy` and `text_feat.npy` with a row for each line",
 )
 def add_items(
-    bundle: Annotated[Path, typer.Argument(help="A bundle with an item tower. It is not changed.")],
+    bundle: Annotated[
+        Path, typer.Argument(help="A bundle with an item tower, or a root of published versions. It is not changed.")
+    ],
     features: Annotated[
         Path, typer.Argument(help="A folder with items.csv|tsv|parquet and NAME_feat.npy for each modality.")
     ],
@@ -34,8 +36,9 @@ def add_items(
     if importlib.util.find_spec("polars") is None:
         raise MissingGroupError("this command needs polars to read tables; run: pip install polars")
     from export.additions import add_items as add
+    from export.publish import resolve
 
-    manifest = add(bundle, features, out, min_recall=min_recall)
+    manifest = add(resolve(bundle), features, out, min_recall=min_recall)
     if manifest.added is not None:
         typer.echo(
             f"{out}: version {manifest.version}, {manifest.n_items} items, of which {manifest.added.count} were added "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from training.common.console import EXIT_DIFFERENT, require_groups
+from training.common.errors import printable
 
 if TYPE_CHECKING:
     from export.diff import Difference
@@ -26,15 +27,16 @@ _VERDICTS = {
 
 @app.command(epilog="Example: `dvib-export diff bundles/baseline bundles/dvib`")
 def diff(
-    first: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    second: Annotated[Path, typer.Argument(help="Another bundle's folder.")],
+    first: Annotated[Path, typer.Argument(help="A bundle's folder, or a root of published versions.")],
+    second: Annotated[Path, typer.Argument(help="Another bundle's folder, or another root.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Explain two bundles side by side. Exit code 0: their graphs have the same architecture; 1: they differ."""
     require_groups("cpu", "service")
     from export.diff import compare_bundles
+    from export.publish import resolve
 
-    found = compare_bundles(first, second)
+    found = compare_bundles(resolve(first), resolve(second))
     typer.echo(json.dumps(found.document(), indent=2) if as_json else "\n".join(_lines(found, first, second)))
     if not found.same_fingerprint:
         raise typer.Exit(EXIT_DIFFERENT)
@@ -51,7 +53,7 @@ def _lines(found: Difference, first: Path, second: Path) -> list[str]:
         ("training-only tensors that were removed", found.removed),
     ):
         lines += _table(title, pairs)
-    return lines
+    return list(map(printable, lines))
 
 
 def _table(title: str, pairs: Mapping[str, Iterable[Any]]) -> list[str]:

@@ -30,9 +30,8 @@ def publish(
     from export import publish as publishing
 
     folder = publishing.resolve(bundle)
-    if verify:
-        _verify(folder)
-    outcome = publishing.publish(folder, root, _show)
+    proven = _verify(folder) if verify else None
+    outcome = publishing.publish(folder, root, _show, only_version=proven)
     _report(root, outcome, "published" if outcome.copied else "was there already")
 
 
@@ -83,15 +82,20 @@ def list_versions(
     publishing.current(root)
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path) -> str:
+    """Return the version that was proven: the folder may hold another one later."""
     require_groups("cpu", "service")
+    from export.bundle import BundleReader
     from export.verify import verify_bundle
 
+    with BundleReader(folder) as reader:
+        version = reader.manifest.version
     failed = [check for check in verify_bundle(folder) if check.passed is False]
     for check in failed:
         sys.stderr.write(f"dvib-export: {folder}: {check.name} failed: {check.detail}; nothing is published\n")
     if failed:
         raise typer.Exit(EXIT_DIFFERENT)
+    return version
 
 
 def _report(root: Path, outcome: Outcome, what: str) -> None:

@@ -208,11 +208,17 @@ def test_the_same_items_make_the_same_version(bundles: dict[str, Path], loud: Da
 def test_an_approximate_index_is_built_and_measured_anew(
     bundles: dict[str, Path], loud: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[IndexChoice] = []
+    asked: list[tuple[IndexChoice, list[NDArray[np.int32]]]] = []
 
-    def spy(items: NDArray[np.float32], path: Path, users: NDArray[np.float32], choice: IndexChoice) -> IndexEntry:
-        asked.append(choice)
-        return build_index(items, path, users, choice)
+    def spy(
+        items: NDArray[np.float32],
+        path: Path,
+        users: NDArray[np.float32],
+        choice: IndexChoice,
+        seen: list[NDArray[np.int32]],
+    ) -> IndexEntry:
+        asked.append((choice, seen))
+        return build_index(items, path, users, choice, seen)
 
     monkeypatch.setattr(additions, "build_index", spy)
     base = tmp_path / "base"
@@ -221,7 +227,10 @@ def test_an_approximate_index_is_built_and_measured_anew(
     write_new_items(tmp_path / "new", NEW_IDS, features_of(loud, [0, 1, 0, 1]))
     line = "add-items", base, tmp_path / "new", "--out", tmp_path / "more", "--min-recall", 0.5
     assert dvib_export(*line).code == 0
-    (choice,) = asked
+    ((choice, seen),) = asked
+    rows = load_for_serving(base).seen
+    for number in range(loud.n_users):
+        np.testing.assert_array_equal(seen[number], rows.of(number))
     assert (choice.name, choice.min_recall) == ("IVF4,SQ8", 0.5)
     entry = load_for_serving(tmp_path / "more").manifest.index
     assert (entry.kind, entry.factory, entry.exact) == ("ivf", "IVF4,SQ8", False)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export import bundle
-from tests.helpers_export import digests, dvib_export, reseal, write_new_items
+from export import additions, bundle
+from export.build import build_bundle
+from export.index_tuning import IndexChoice
+from export.publish import current, publish
+from service.engine import Engine
+from tests.helpers_export import digests, dvib_export, model_of, reseal, write_new_items
+from training.checkpoint import load_checkpoint
 from training.data.dataset import Dataset
 
 Copy = Callable[[Path], Path]
@@ -120,6 +128,40 @@ def test_features_too_large_for_the_model(adaptive_bundle: Path, new: Path) -> N
     refused(adaptive_bundle, new, "not finite", "scale")
 
 
+@pytest.mark.parametrize("index", ["flat", "IVF4,SQ8"])
+def test_features_whose_scores_would_overflow(
+    index: str, adaptive_run: Path, new: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """Vectors may be finite, and their products with the longest user's not: such a bundle could not be served."""
+    base = tmp_path / "base"
+    build_bundle(load_checkpoint(adaptive_run), base, choice=IndexChoice(index))
+    served = 0
+    for scale in 10.0 ** np.arange(30, 39):
+        np.save(new / "text_feat.npy", (scale * np.sign(dataset.features["text"][:3])).astype(np.float32))
+        out = tmp_path / f"out-{scale:.0e}"
+        outcome = dvib_export("add-items", base, new, "--out", out)
+        if outcome.code == 0:
+            served += 1
+            Engine.load(out)
+        else:
+            assert "the training data's" in outcome.complaint
+            assert not out.exists()
+    assert 0 < served < 9
+
+
+def test_a_user_without_a_vector(adaptive_bundle: Path, new: Path, copy_of: Copy) -> None:
+    """Items are compared in scale with all users, so all must have a vector."""
+    folder = copy_of(adaptive_bundle)
+    model = model_of(folder / bundle.USER_TOWER)
+    (table,) = [tensor for tensor in model.graph.initializer if len(tensor.dims) == 2]
+    values = numpy_helper.to_array(table).copy()
+    values[-1, 0] = np.nan
+    table.CopyFrom(numpy_helper.from_array(values, table.name))
+    (folder / bundle.USER_TOWER).write_bytes(model.SerializeToString())
+    reseal(folder)
+    refused(folder, new, str(folder), bundle.USER_TOWER, "NaN")
+
+
 def test_feature_rows_that_leave_an_item_out(adaptive_bundle: Path, new: Path) -> None:
     (new / "feature_rows.csv").write_text("row,item_id\n0,a\n1,x\n2,c\n")
     refused(adaptive_bundle, new, "feature_rows.csv", "'b'")
@@ -159,11 +201,55 @@ def test_a_model_without_an_item_tower(adaptive_bundle: Path, new: Path, copy_of
     refused(folder, new, str(folder), "no item tower", "SelfCF reads no features")
 
 
+def test_an_item_tower_without_modalities(adaptive_bundle: Path, new: Path, copy_of: Copy) -> None:
+    folder = copy_of(adaptive_bundle)
+    entry = json.loads((folder / bundle.MANIFEST).read_text("utf-8"))["dataset"]
+    reseal(folder, dataset={**entry, "modalities": {}})
+    for name in ("image", "text"):
+        (new / f"{name}_feat.npy").unlink()
+    refused(folder, new, str(folder), bundle.ITEM_TOWER, "no modalities")
+
+
+def test_a_place_that_somebody_else_takes_meanwhile(
+    adaptive_bundle: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    real = additions._rebuild_index
+
+    def overtaken(*arguments: Any) -> bundle.IndexEntry:
+        shutil.copytree(adaptive_bundle, out)
+        return real(*arguments)
+
+    monkeypatch.setattr(additions, "_rebuild_index", overtaken)
+    outcome = dvib_export("add-items", adaptive_bundle, new, "--out", out)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"{out}: it is there already and is not replaced" in outcome.complaint
+    assert digests(out) == digests(adaptive_bundle)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "out"}
+
+
+def test_a_root_stands_for_its_current_version(adaptive_bundle: Path, new: Path, tmp_path: Path) -> None:
+    publish(adaptive_bundle, tmp_path / "root")
+    for base, out in ((tmp_path / "root", "a"), (adaptive_bundle, "b")):
+        assert dvib_export("add-items", base, new, "--out", tmp_path / out).code == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    version = current(tmp_path / "root")
+    outcome = dvib_export("add-items", tmp_path / "root", new, "--out", version / "out")
+    assert outcome.code == 2
+    assert "inside of" in outcome.complaint
+    assert digests(version) == digests(adaptive_bundle)
+
+
 def test_places_that_are_taken(adaptive_bundle: Path, new: Path) -> None:
     before = digests(adaptive_bundle)
     for out in (adaptive_bundle, new):
         refused(adaptive_bundle, new, str(out), "already exists", out=out)
     refused(adaptive_bundle, new, "inside of", out=adaptive_bundle / "deeper" / "out")
+    (new.parent / "link").symlink_to("nowhere")
+    refused(adaptive_bundle, new, str(new.parent / "link"), "already exists", out=new.parent / "link")
+    shutil.copytree(adaptive_bundle, new.parent / "other")
+    refused(adaptive_bundle, new, "inside of", out=new.parent / "other" / "out")
+    assert digests(new.parent / "other") == digests(adaptive_bundle)
     assert digests(adaptive_bundle) == before
     assert {path.name for path in new.iterdir()} == {"items.csv", "image_feat.npy", "text_feat.npy"}
 

@@ -59,6 +59,18 @@ def test_a_baseline_that_is_none(tmp_path: Path, adaptive_run: Path, constant_ru
     refused(tmp_path, adaptive_run, str(adaptive_run), "DVIB adaptive", baseline=adaptive_run)
 
 
+def test_a_baseline_that_was_not_trained_by_itself(
+    tmp_path: Path, baseline_run: Path, adaptive_run: Path, copy_of: Copy
+) -> None:
+    """The run itself, a copy of it, and a plain run that was given a DVIB run's tensors."""
+    refused(tmp_path, baseline_run, "same tensors", str(baseline_run), baseline=baseline_run)
+    copied = copy_of(baseline_run)
+    refused(tmp_path, baseline_run, "same tensors", str(copied), baseline=copied)
+    (copied / BEST / MODEL).unlink()  # a hard link: the run's other files may share it
+    (copied / BEST / MODEL).write_bytes((adaptive_run / BEST / MODEL).read_bytes())
+    refused(tmp_path, adaptive_run, "same tensors", str(copied), baseline=copied)
+
+
 def test_a_baseline_of_other_data(tmp_path: Path, adaptive_run: Path, elsewhere_run: Path) -> None:
     refused(tmp_path, adaptive_run, str(elsewhere_run), "other data", baseline=elsewhere_run)
 

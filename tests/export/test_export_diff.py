@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export import bundle
-from tests.helpers_export import dvib_export, edit_json, python
+from tests.helpers_export import dvib_export, edit_json, python, reseal
 
 Copy = Callable[[Path], Path]
 
@@ -95,3 +95,12 @@ main()"""
     done = python("-c", program, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "same   architecture" in done.stdout
+
+
+def test_a_strangers_words_do_not_steer_the_terminal(baseline_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(baseline_bundle)
+    reseal(spoiled, metrics={"test": {"recall\x1b[2J": 0.5}})
+    outcome = dvib_export("diff", baseline_bundle, spoiled)
+    assert outcome.code == 0
+    assert "recall\\x1b[2J" in outcome.out
+    assert "\x1b" not in outcome.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,37 +12,42 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export import bundle, index_tuning
+from export import bundle, index_search, index_tuning
 from export.bundle import IndexEntry
 from export.index import build_index, read_index
 from export.index_layout import Layout
 from export.index_search import MAX_RECALL_USERS, RECALL_TOLERANCE, ItemIndex, Truth, sample_users, search_threads
-from export.index_tuning import IndexChoice, factory_of, search_grid
+from export.index_tuning import IndexChoice, factory_of, flat_index, search_grid
 from service.engine import Engine
 from tests.helpers_export import dvib_export, edit_json, reseal
 from tests.helpers_index import vectors
-from training.common.errors import ExportError
+from training.common.errors import BundleError, ExportError
 
 N, D, U = 700, 8, 60
 ITEMS, USERS = vectors(N, D), vectors(U, D, seed=1)
-KINDS = ("hnsw", "ivf", "ivfpq", "SQfp16", "SQ8", "PQ4x4", "IVF12,SQ8", "IVF12,PQ4x4fs", "HNSW4,SQ8")
+ORDER = np.argsort(-(USERS.astype(np.float64) @ ITEMS.astype(np.float64).T), axis=1)
+# The first users have seen all items, all but four, none; the others as many of their best as their number says, for a
+# trained model ranks them high.
+SEEN = [np.sort(ORDER[user, : (N, N - 4, 0)[user] if user < 3 else user]).astype(np.int32) for user in range(U)]
+KINDS = ("hnsw", "ivf", "ivfpq", "SQfp16", "SQ8", "PQ4x4", "IVF12,SQ8", "IVF12,PQ4x4fs", "HNSW16,SQ8")
 
 
 def built(path: Path, name: str, min_recall: float | None = None) -> tuple[ItemIndex, IndexEntry]:
-    entry = build_index(ITEMS, path, USERS, IndexChoice(name, min_recall))
+    entry = build_index(ITEMS, path, USERS, IndexChoice(name, min_recall), SEEN)
     return read_index(memoryview(path.read_bytes()), entry, N, D), entry
 
 
 def recall_by_definition(index: ItemIndex, k: int = 10) -> float:
     """Sets of rows, from float64 scores: nothing of how the exporter counts."""
-    scores = USERS.astype(np.float64) @ ITEMS.astype(np.float64).T
-    best = np.argsort(-scores, axis=1)[:, :k]
-    found = 0
+    found = wanted = 0
     for user in range(U):
-        rows = index.candidates(USERS[user], k)
-        reply = rows[np.argsort(-scores[user, rows])][:k]
-        found += len(set(reply.tolist()) & set(best[user].tolist()))
-    return found / (k * U)
+        seen = set(SEEN[user].tolist())
+        best = [row for row in ORDER[user].tolist() if row not in seen][:k]
+        count = min(index.entry.search.get("overfetch", 1) * k + len(seen), N)
+        proposed = set(index.index.search(USERS[user][None], count)[1][0].tolist())
+        reply = [row for row in ORDER[user].tolist() if row in proposed - seen][:k]
+        found, wanted = found + len(set(reply) & set(best)), wanted + len(best)
+    return found / wanted
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -52,6 +58,36 @@ def test_the_manifest_says_what_the_index_finds(name: str, tmp_path: Path) -> No
     assert entry.recall.value == pytest.approx(recall_by_definition(index), abs=1e-9)
     assert entry.recall.value >= 0.99
     assert entry.factory == index.entry.factory == factory_of(name, N, D)
+
+
+@pytest.mark.parametrize("name", ["IVF12,Flat", "HNSW4,SQ8", "PQ4x4"])
+def test_a_low_recall_is_of_the_best_that_are_not_seen(name: str, tmp_path: Path) -> None:
+    index, entry = built(tmp_path / "index", name, 0.6)
+    assert entry.recall is not None
+    assert 0.6 <= entry.recall.value < 0.99
+    assert entry.recall.value == pytest.approx(recall_by_definition(index), abs=1e-9)
+    # Seen ones count neither as wanted nor as found: over all items it is another.
+    assert abs(index.recall(Truth(ITEMS, USERS)).value - entry.recall.value) > 0.002
+
+
+def test_nothing_is_missed_by_those_who_have_seen_everything() -> None:
+    everything = np.arange(N, dtype=np.int32)
+    assert flat_index(ITEMS).recall(Truth(ITEMS, USERS, [everything] * U)).value == 1
+
+
+def test_a_truth_is_the_same_in_blocks_and_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, _ = built(tmp_path / "index", "IVF12,Flat", 0.6)
+    whole = index.recall(Truth(ITEMS, USERS, SEEN))
+    some = index.recall(Truth(ITEMS, USERS[[0, 29, 59]], [SEEN[0], SEEN[29], SEEN[59]]))
+    monkeypatch.setattr(index_search, "_BLOCK_SCORES", 7 * N)
+    in_blocks = Truth(ITEMS, USERS, SEEN)
+    assert index.recall(in_blocks) == whole
+    assert index.recall(in_blocks.some(3)) == some
+
+
+def test_scores_that_overflow_are_refused() -> None:
+    with pytest.raises(BundleError, match="overflow float32"):
+        Truth(ITEMS * np.float32(1e30), USERS * np.float32(1e10))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -74,12 +110,12 @@ def test_one_thread_builds_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_tuning, "search_threads", recorded)
     monkeypatch.setattr(index_tuning, "_SMALL", 0)
     monkeypatch.setattr(faiss, "omp_get_max_threads", lambda: 2)
-    for factory in ("HNSW4,Flat", "HNSW4,SQ8", "IVF12,Flat"):
+    for factory in ("HNSW4,Flat", "HNSW4,SQ8", "IVF12,Flat", "IVF12_HNSW4,Flat"):
         index_tuning.make_index(factory, ITEMS)
-    assert asked == [1, 1, 2]
+    assert asked == [1, 1, 2, 1]
 
 
-@pytest.mark.parametrize("name", ["IVF12,Flat", "HNSW4,SQ8", "IVF12,PQ4x4fs"])
+@pytest.mark.parametrize("name", ["IVF12,Flat", "HNSW16,SQ8", "IVF12,PQ4x4fs"])
 def test_nothing_cheaper_reaches_the_recall(name: str, tmp_path: Path) -> None:
     index, entry = built(tmp_path / "index", name)
     grid = search_grid(Layout(entry.factory, 0.0, 12 if "IVF" in name else 0), N, D, 10)
@@ -92,16 +128,21 @@ def test_nothing_cheaper_reaches_the_recall(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factory", ["IVF64,Flat", "IVF64,SQ8", "HNSW16,Flat", "IVF64,PQ8x4fs", "SQ8", "Flat"])
-def test_the_grid_rises_in_cost_to_a_full_search(factory: str) -> None:
+def test_the_grid_rises_in_cost_to_a_full_search_or_several(factory: str) -> None:
     layout = Layout(factory, 0.0, 64 if "IVF" in factory else 0)
     grid = search_grid(layout, 5000, 8, 10)
     assert all("nprobe" in search for search in grid) == ("IVF" in factory)
     assert all("efSearch" in search for search in grid) == ("HNSW" in factory)
     assert max(search.get("nprobe", 64) for search in grid) == 64
-    assert max(search.get("efSearch", 5000) for search in grid) == 5000
+    # A graph with 32 edges per vector reads all vectors eight times at a breadth of a quarter of them.
+    assert 5000 / 8 < max(search.get("efSearch", 1250) for search in grid) <= 5000 / 4
     # More of everything never comes before less of everything.
     for before, search in enumerate(grid):
         assert not [later for later in grid[before + 1 :] if all(later[key] <= search[key] for key in search)]
+
+
+def test_the_grid_is_never_empty() -> None:
+    assert search_grid(Layout("HNSW64,Flat", 0.0), 1, 8, 10) == [{"overfetch": 1, "efSearch": 1}]
 
 
 def test_flat_is_exact_and_needs_no_users(tmp_path: Path) -> None:
@@ -166,6 +207,19 @@ def test_auto_takes_the_fastest_that_finds_enough(
     assert {"HNSW32,Flat", "HNSW32,SQ8", "IVF16,Flat", "IVF16,SQ8"} <= set(asked)
 
 
+def test_auto_keeps_no_more_than_two_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[weakref.ref[ItemIndex]] = []
+
+    def falling(candidates: list[ItemIndex], items: NDArray[np.float32], truth: Truth) -> list[float]:
+        met.extend(weakref.ref(candidate) for candidate in candidates)
+        assert {id(index) for known in met if (index := known()) is not None} == {id(index) for index in candidates}
+        return [1.0 / len(met) + place for place in range(len(candidates))][:: -1 if len(met) % 3 else 1]
+
+    monkeypatch.setattr(index_tuning, "seconds_per_query", falling)
+    build_index(ITEMS, tmp_path / "index", USERS, IndexChoice("auto"))
+    assert len(met) >= 9
+
+
 def test_auto_leaves_out_what_finds_too_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def narrow(layout: Layout, n_items: int, dimension: int, k: int) -> list[dict[str, int]]:
         return [search_grid(layout, n_items, dimension, k)[0 if layout.nlist else -1]]
@@ -216,11 +270,16 @@ def test_a_bundle_with_an_approximate_index_is_verified_and_served(lists_bundle:
     assert f"recall@10 {entry.recall.value:.4f} over 23 users" in outcome.out
     exact, served = Engine.load(adaptive_bundle), Engine.load(lists_bundle)
     items = np.load(lists_bundle / bundle.ITEMS)
+    found = wanted = 0
     for user in (exact._users[row] for row in range(23)):
         scores = {item.row: item.score for item in exact.recommend(user, len(items)).items}
         reply = served.recommend(user, 10).items
         assert len(reply) == min(10, len(scores))
         assert all(scores[item.row] == item.score for item in reply)
+        found += len({item.row for item in reply} & set(list(scores)[:10]))
+        wanted += len(reply)
+    # What the manifest says is what clients get.
+    assert found / wanted == pytest.approx(entry.recall.value, abs=1e-9)
 
 
 def stated(recall: float) -> Callable[[Path], object]:

@@ -85,8 +85,9 @@ def test_changed_bytes_are_refused_or_harmless(factory: str) -> None:
             continue
         outcomes[True] += 1
         for query in queries:
-            rows = index.candidates(query, 10, unwanted=5)
+            rows = index.candidates(query, 10, np.arange(5, dtype=np.int32))
             assert len(np.unique(rows)) == len(rows)
+            assert not np.isin(rows, np.arange(5)).any()
             assert ((rows >= 0) & (rows < N)).all()
     assert outcomes[False] > 0
 
@@ -140,6 +141,22 @@ def lower(hnsw: Any) -> None:
 )
 def test_a_graph_that_leads_out_of_itself(edit: Callable[[Any], None], said: str) -> None:
     assert said in refused(graph_attack(edit), "HNSW4,Flat")
+
+
+def test_a_graph_of_countless_levels() -> None:
+    """Every level costs a pass over all vectors."""
+
+    def with_levels(count: int) -> bytes:
+        def edit(hnsw: Any) -> None:
+            slots = hnsw.cum_nneighbor_per_level
+            known = faiss.vector_to_array(slots)
+            more = known[-1] + 4 * np.arange(1, 1 + count + 1 - len(known), dtype=np.int32)
+            faiss.copy_array_to_vector(np.concatenate([known, more]), slots)
+
+        return graph_attack(edit)
+
+    assert "its graph has 64 levels, wanted 1 to 63" in refused(with_levels(64), "HNSW4,Flat")
+    read_index(memoryview(with_levels(63)), entry_of("HNSW4,Flat"), N, D)
 
 
 def test_lists_with_ids_that_are_not_the_items() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +14,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export import bundle, onnx_graph, strip
+from export import bundle, strip
+from export import outline as outlines
 from export.certificate import Certificate
+from export.certificate_text import render
 from export.graphs import FullGraph
 from export.onnx_canonical import parse
 from export.onnx_graph import GraphTooLargeError, onnx_of, outline_of
@@ -33,7 +37,7 @@ GRAPH_CHECKS = ("transplant", "blanked", "architecture")
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that the full graph exceeds and the towers do not."""
-    monkeypatch.setattr(onnx_graph, "LARGEST_GRAPH_BYTES", 4000)
+    monkeypatch.setattr(outlines, "LARGEST_GRAPH_BYTES", 4000)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def large_bundle(baseline_run: Path, adaptive_run: Path, tmp_path_factory: pytes
     """Certified against the baseline run, its graph too large; never changed by a test."""
     out = tmp_path_factory.mktemp("bundles") / "large"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "LARGEST_GRAPH_BYTES", 4000)
+        patch.setattr(outlines, "LARGEST_GRAPH_BYTES", 4000)
         outcome = dvib_export("build", adaptive_run, "--out", out, "--baseline", baseline_run)
     assert (outcome.code, outcome.err) == (0, "")
     for name in FULL:
@@ -87,15 +91,55 @@ def test_the_certificate_stands_on_outlines_and_on_the_towers(large_bundle: Path
     assert abs(large.exported.size - small.exported.size) < 0.1 * small.exported.size
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_verification_says_what_it_cannot_look_at(large_bundle: Path, adaptive_bundle: Path) -> None:
-    outcome = dvib_export("verify", large_bundle, "--against", large_bundle)
+    outcome = dvib_export("verify", large_bundle, "--against", large_bundle, "--trust-torchscript")
     assert (outcome.code, outcome.err) == (0, "")
-    for line in ("skip  graph: model.onnx is absent", "skip  parity: ", "ok    certificate: ", "ok    same graph as"):
-        assert line in outcome.out
-    for name in GRAPH_CHECKS:
+    for line in ("graph: model.onnx is absent", "parity: ", "same graph as", f"{bundle.TORCHSCRIPT}: not looked at"):
+        assert f"skip  {line}" in outcome.out
+    for name in ("certificate", "about"):
         assert f"ok    {name}: " in outcome.out
+    # Nothing but certificates was compared, and anybody can write these.
+    for name in GRAPH_CHECKS:
+        assert re.search(f"^skip  {name}: .*, as certified$", outcome.out, flags=re.MULTILINE)
     # A graph in a file is not the graph of an outline, whatever the certificates say.
-    assert dvib_export("verify", large_bundle, "--against", adaptive_bundle).code == 1
+    for ours, theirs in ((large_bundle, adaptive_bundle), (adaptive_bundle, large_bundle)):
+        outcome = dvib_export("verify", ours, "--against", theirs)
+        assert outcome.code == 1
+        assert f"FAIL  same graph as {theirs}: " in outcome.out
+
+
+def test_a_graph_that_would_fit_into_a_file_is_not_excused(large_bundle: Path) -> None:
+    """The real limit is far beyond this graph."""
+    outcome = dvib_export("verify", large_bundle)
+    assert outcome.code == 1
+    assert "FAIL  certificate: certified is a graph of 0.00 GB, which would fit into a file" in outcome.out
+
+
+@pytest.mark.parametrize("size", [None, 2_000_000_000])
+def test_a_bundle_without_a_graph_is_never_the_same_as_one_with_a_graph(
+    size: int | None, adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy
+) -> None:
+    """Everything that could be looked at is gone, and the certificate says that it was too large."""
+    spoiled = copy_of(adaptive_bundle)
+    for name in FULL:
+        (spoiled / name).unlink()
+
+    def claim(document: dict[str, Any]) -> None:
+        document["parity"] = {"towers_index": document["parity"]["towers_index"]}
+        for facts in ("exported", "transplanted", "independent"):
+            document[facts] |= {"outline": True} | ({} if size is None else {"size": size})
+
+    edit_json(spoiled / bundle.CERTIFICATE, claim)
+    certificate = Certificate.model_validate_json((spoiled / bundle.CERTIFICATE).read_bytes())
+    (spoiled / bundle.CERTIFICATE_TEXT).write_text(render(certificate), "utf-8")
+    reseal(spoiled, absent=dict.fromkeys(FULL, "too large"))
+    outcome = dvib_export("verify", spoiled, "--against", baseline_bundle)
+    failed = set(re.findall("^FAIL  ([^:]+): ", outcome.out, flags=re.MULTILINE))
+    assert outcome.code == 1
+    assert failed == {f"same graph as {baseline_bundle}"} | (set() if size else {"certificate"})
+    for name in GRAPH_CHECKS:
+        assert f"skip  {name}: " in outcome.out
 
 
 def test_a_graph_that_was_taken_away_is_no_large_graph(adaptive_bundle: Path, copy_of: Copy) -> None:
@@ -191,7 +235,7 @@ def test_the_limit_is_met_exactly(
     spare: int, program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*program.state_dict.values(), *constants(program)))
-    monkeypatch.setattr(onnx_graph, "LARGEST_GRAPH_BYTES", size - spare)
+    monkeypatch.setattr(outlines, "LARGEST_GRAPH_BYTES", size - spare)
     if spare:
         with pytest.raises(GraphTooLargeError, match="protobuf ends at 2 GB"):
             onnx_of(program, ["users"], "scores")
@@ -204,7 +248,7 @@ def constants(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
 
 
 def test_the_limit_leaves_room_below_what_protobuf_can_hold() -> None:
-    assert onnx_graph.LARGEST_GRAPH_BYTES == 1_500_000_000 < 2**31
+    assert outlines.LARGEST_GRAPH_BYTES == 1_500_000_000 < 2**31
 
 
 def test_the_manifest_of_a_large_graph_is_plain_json(large_bundle: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from export import bundle
 from export.measure import measure_here, write_measurements
+from training.common.errors import ExportError
 
 
 def test_a_bundle_holds_its_measurements(adaptive_bundle: Path) -> None:
@@ -49,7 +50,7 @@ def test_folding_is_what_differs(adaptive_bundle: Path) -> None:
 
 def test_a_graph_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(RuntimeError, match=r"measuring model\.onnx failed"):
+    with pytest.raises(ExportError, match=r"measuring model\.onnx folded failed with code"):
         write_measurements(tmp_path / "model.onnx", tmp_path / "measurements.json")
     assert not (tmp_path / "measurements.json").exists()
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from service.engine import Engine
 from tests.helpers_bundle import make_content, write_bundle
 from tests.helpers_export import Outcome, digests, dvib_export, edit_json, reseal
 from tests.helpers_publish import names
+from tests.test_readme import commands
 from training.common.errors import BundleError
 
 Make = Callable[..., Path]
@@ -328,6 +330,9 @@ def test_a_root_stands_for_its_current_version(adaptive_bundle: Path, baseline_b
     assert resolve(root) == current(root)
     assert resolve(adaptive_bundle) == adaptive_bundle
     assert done("verify", root) == done("verify", adaptive_bundle)
+    ours, theirs = (json.loads(done("diff", baseline_bundle, one, "--json")) for one in (root, adaptive_bundle))
+    assert ours == theirs
+    assert done("diff", root, root)
     assert Engine.load(resolve(root)).manifest.variant == "adaptive"
     done("publish", root, root.with_name("production"))
     assert digests(current(root.with_name("production"))) == digests(adaptive_bundle)
@@ -346,3 +351,36 @@ def test_publishing_only_what_verifies(adaptive_bundle: Path, root: Path, tmp_pa
     assert (outcome.code, outcome.out) == (1, "")
     assert "blanked failed" in outcome.err
     assert names(root / "versions") == [version_of(adaptive_bundle)]
+
+
+def test_a_bundle_that_is_replaced_while_it_is_verified(
+    made: dict[int, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what was proven is published."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(made[0], folder)
+
+    def replaced(verified: Path) -> list[object]:
+        assert verified == folder
+        shutil.rmtree(folder)
+        shutil.copytree(made[1], folder)
+        return []
+
+    monkeypatch.setattr("export.verify.verify_bundle", replaced)
+    complaint = refused("publish", folder, root, "--verify")
+    assert f"wanted version {version_of(made[0])}, it is {version_of(made[1])} now" in complaint
+    assert not root.exists()
+
+
+def test_the_readmes_commands(adaptive_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, in a folder that has nothing but the bundle; the last one would serve for ever."""
+    shutil.copytree(adaptive_bundle, tmp_path / "bundles" / "dvib")
+    monkeypatch.chdir(tmp_path)
+    *lines, serve = [shlex.split(line) for line in commands("Publishing and going back")]
+    assert [words[:2] for words in lines] == [["dvib-export", "publish"], ["dvib-export", "list"]]
+    for words in lines:
+        assert version_of(adaptive_bundle) in done(*words[1:])
+    assert serve[:2] == ["dvib-serve", "--bundle"]
+    name, _, folder = serve[2].partition("=")
+    assert name == "dvib"
+    assert Engine.load(resolve(Path(folder))).manifest.variant == "adaptive"

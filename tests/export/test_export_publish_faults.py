@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from tests.helpers_bundle import make_content, write_bundle
 from tests.helpers_export import digests, dvib_export, python
 from tests.helpers_publish import names
 from training.common.errors import BundleError
+from training.common.folders import remove_folder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -99,12 +101,12 @@ def test_a_first_publication_that_died_is_listed(bundles: list[Path], tmp_path: 
     assert history(root) == []
     (one,) = published(root)
     assert (one.version, one.published, one.current) == (version_of(bundles[0]), None, False)
-    with pytest.raises(BundleError, match="nothing is published here"):
+    with pytest.raises(BundleError, match=r"no version is current; .* rollback .* --to"):
         current(root)
     listing = dvib_export("list", root)
     assert listing.code == 2
     assert "never current" in listing.out
-    assert "nothing is published here" in listing.complaint
+    assert "no version is current" in listing.complaint
 
 
 def test_many_at_once(bundles: list[Path], tmp_path: Path) -> None:
@@ -188,7 +190,6 @@ def test_roots_that_are_none(bundles: list[Path], tmp_path: Path) -> None:
     for root, words in (
         (a_file, str(a_file)),
         (a_file / "root", str(a_file)),
-        (tmp_path / "missing" / "root", "No such file"),
         (strange, "notes.txt"),
         (bundles[1], "holds"),
     ):
@@ -201,6 +202,76 @@ def test_roots_that_are_none(bundles: list[Path], tmp_path: Path) -> None:
             assert (outcome.code, outcome.out) == (2, "")
             assert "nothing is published here" in outcome.complaint
         assert (sorted(tmp_path.rglob("*")), digests(bundles[1])) == before
+
+
+def test_a_root_within_a_bundle(bundles: list[Path], tmp_path: Path) -> None:
+    """Bundles are never edited: neither the one that is published, nor another, nor a published one."""
+    home = tmp_path / "home"
+    shutil.copytree(bundles[0], home)
+    (tmp_path / "link").symlink_to(home)
+    publish(bundles[0], tmp_path / "root")
+    before = digests(home), digests(current(tmp_path / "root"))
+    for bundle in (home, bundles[1]):
+        for root in (home / "pub", home / "a" / "b", tmp_path / "link" / "pub", current(tmp_path / "root") / "pub"):
+            outcome = dvib_export("publish", bundle, root)
+            assert (outcome.code, outcome.out) == (2, "")
+            assert f"{root} lies inside of" in outcome.complaint
+            assert "choose another root" in outcome.complaint
+            assert (digests(home), digests(current(tmp_path / "root"))) == before
+
+
+def test_a_version_that_appears_is_not_replaced(bundles: list[Path], tmp_path: Path) -> None:
+    """Nobody but a publisher with the lock should write there; if somebody does, it is left to be looked at."""
+    root = tmp_path / "root"
+    theirs = root / "versions" / version_of(bundles[0])
+    with pytest.raises(FileExistsError, match="not replaced"):
+        publish(bundles[0], root, lambda _: theirs.mkdir())
+    assert names(theirs) == []
+    assert not (root / "current").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "a link"])
+def test_a_lost_pointer_costs_no_history(damage: str, bundles: list[Path], tmp_path: Path) -> None:
+    """A move from a lost pointer says that nothing was current before, as one of a first publication that died does."""
+    root = tmp_path / "root"
+    a, b, c = map(version_of, bundles)
+
+    def lose() -> None:
+        (root / "current").unlink()
+        if damage == "damaged":
+            (root / "current").write_text("nonsense\n")
+        elif damage == "a link":
+            (root / "current").symlink_to("nowhere")
+
+    publish(bundles[0], root)
+    publish(bundles[1], root)
+    lose()
+    publish(bundles[2], root)
+    lose()
+    assert {one.version: one.published is not None for one in published(root)} == {a: True, b: True, c: True}
+    publish(bundles[0], root)
+    assert [move.version for move in history(root)] == [a, b, c, a]
+    assert rollback(root).version == c
+
+
+def test_a_damaged_pointer_does_not_undo_the_first_publication(bundles: list[Path], tmp_path: Path) -> None:
+    """A process that dies leaves no pointer, and never a damaged one."""
+    root = tmp_path / "root"
+    publish(bundles[0], root)
+    (root / "current").write_text("nonsense\n")
+    (one,) = published(root)
+    assert one.published is not None
+    publish(bundles[1], root)
+    assert rollback(root).version == version_of(bundles[0])
+
+
+def test_a_move_to_a_version_that_is_gone_does_not_count(bundles: list[Path], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    publish(bundles[0], root)
+    (root / "current").write_text("nonsense\n")
+    remove_folder(root / "versions" / version_of(bundles[0]))
+    publish(bundles[1], root)
+    assert [move.version for move in history(root)] == [version_of(bundles[1])]
 
 
 def test_what_is_no_bundle_is_not_published(tmp_path: Path) -> None:

@@ -15,13 +15,16 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export import bundle
+from export import verify as verification
 from export.certificate import Certificate, GraphFacts
 from export.certificate_text import render
 from export.onnx_canonical import canonical_bytes
-from tests.helpers_export import dvib_export, edit_json, model_of, reseal
+from export.serving import ServingBundle, load_for_serving
+from tests.helpers_export import digests, dvib_export, edit_json, model_of, reseal, write_new_items
+from training.data.dataset import Dataset
 
 Copy = Callable[[Path], Path]
-CHECKS = ["files", "graph", "certificate", "transplant", "blanked", "architecture", "index", "parity"]
+CHECKS = ["files", "graph", "certificate", "about", "transplant", "blanked", "architecture", "index", "parity"]
 
 
 def verdicts(out: str) -> dict[str, bool]:
@@ -74,6 +77,57 @@ def test_against_an_altered_bundle(adaptive_bundle: Path, baseline_bundle: Path,
     assert bundle.MODEL_ONNX in outcome.complaint
 
 
+def nested(depth: int) -> bytes:
+    """A graph in a node of a graph, and so on: what parses need not be what can be written again."""
+    graph = onnx.GraphProto()
+    for _ in range(depth):
+        outer = onnx.GraphProto()
+        attribute = outer.node.add(op_type="If").attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH)
+        attribute.g.CopyFrom(graph)
+        graph = outer
+    return bytes(onnx.ModelProto(graph=graph).SerializeToString())
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x0aORTM", nested(30)], ids=["empty", "flatbuffer", "nested"])
+def test_against_a_graph_that_is_none(
+    content: bytes, adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy
+) -> None:
+    """Another graph is a difference; what no export writes is not looked into."""
+    spoiled = copy_of(baseline_bundle)
+    (spoiled / bundle.MODEL_ONNX).write_bytes(content)
+    reseal(spoiled)
+    outcome = dvib_export("verify", adaptive_bundle, "--against", spoiled)
+    assert outcome.code == 2
+    assert f"{spoiled}: {bundle.MODEL_ONNX} " in outcome.complaint
+
+
+def test_a_bundle_that_is_replaced_meanwhile(
+    adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = copy_of(adaptive_bundle), copy_of(baseline_bundle)
+
+    def load_and_lose(place: Path) -> ServingBundle:
+        found = load_for_serving(place)
+        folder.rename(folder.with_name("old"))
+        other.rename(folder)
+        return found
+
+    monkeypatch.setattr(verification, "load_for_serving", load_and_lose)
+    outcome = dvib_export("verify", folder)
+    assert outcome.code == 2
+    assert f"{folder} was replaced while it was read" in outcome.complaint
+
+
+def test_added_items_are_said_to_be_outside_of_every_proof(
+    adaptive_bundle: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    assert "added items" not in dvib_export("verify", adaptive_bundle).out
+    write_new_items(tmp_path / "new", ["a", "b"], {name: rows[:2] for name, rows in dataset.features.items()})
+    assert dvib_export("add-items", adaptive_bundle, tmp_path / "new", "--out", tmp_path / "b").code == 0
+    assert failing(tmp_path / "b") == set()
+    assert "skip  added items: 2 items: no proof covers their vectors\n" in dvib_export("verify", tmp_path / "b").out
+
+
 def replace(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
 
@@ -92,15 +146,18 @@ def certificate(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
 
 Fault = Callable[[Path], object]
 CERTIFICATES: list[tuple[Fault, set[str]]] = [
-    (certificate(lambda document: document["exported"].update(sha256="0" * 64)), {"certificate"}),
-    (certificate(lambda document: document["exported"].update(parameters=1)), {"certificate"}),
-    (certificate(lambda document: document["transplanted"].update(sha256="0" * 64)), {"transplant"}),
-    (certificate(lambda document: document["independent"].update(blanked_sha256="0" * 64)), {"blanked"}),
-    (certificate(lambda document: document["independent"].update(flops_per_user=1)), {"architecture"}),
-    (certificate(lambda document: document["independent"]["operators"].update(Relu=1)), {"architecture"}),
-    (certificate(lambda document: document["proofs"].update(transplant=False)), {"transplant"}),
-    (certificate(lambda document: document["proofs"].update(parity=False)), {"parity"}),
-    (certificate(lambda document: document["proofs"].clear()), {"transplant", "blanked", "architecture", "parity"}),
+    (certificate(lambda document: document["exported"].update(sha256="0" * 64)), {"certificate", "about"}),
+    (certificate(lambda document: document["exported"].update(parameters=1)), {"certificate", "about"}),
+    (certificate(lambda document: document["transplanted"].update(sha256="0" * 64)), {"about", "transplant"}),
+    (certificate(lambda document: document["independent"].update(blanked_sha256="0" * 64)), {"about", "blanked"}),
+    (certificate(lambda document: document["independent"].update(flops_per_user=1)), {"about", "architecture"}),
+    (certificate(lambda document: document["independent"]["operators"].update(Relu=1)), {"about", "architecture"}),
+    (certificate(lambda document: document["proofs"].update(transplant=False)), {"about", "transplant"}),
+    (certificate(lambda document: document["proofs"].update(parity=False)), {"about", "parity"}),
+    (
+        certificate(lambda document: document["proofs"].clear()),
+        {"about", "transplant", "blanked", "architecture", "parity"},
+    ),
     (certificate(lambda document: document["learned"].clear()), {"certificate", "blanked", "architecture"}),
 ]
 
@@ -115,9 +172,50 @@ def test_a_changed_certificate_behind_matching_hashes(
     assert failing(spoiled) == failed
 
 
+def path(**changes: object) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document["parity"]["program"].update(changes)
+
+
+MISFITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "model": lambda document: document.update(model="grcn"),
+    "variant": lambda document: document.update(variant="none"),
+    "dataset": lambda document: document.update(dataset="netflix"),
+    "dataset_fingerprint": lambda document: document.update(dataset_fingerprint="0" * 64),
+    "tolerance": lambda document: document.update(tolerance=1e9),
+    "top_k": lambda document: document.update(top_k=1),
+    "proofs": lambda document: document["proofs"].update({"zero cost": True}),
+    "parity": lambda document: document["parity"].pop("onnx_unfolded"),
+    "parity (another way)": lambda document: document["parity"].update(magic=document["parity"]["onnx"]),
+    "parity (an error)": path(max_relative_error=1e-5),
+    "parity (an impossible error)": path(max_relative_error=-1.0),
+    "parity (other lists)": path(top_k_differing_users=1),
+    "parity (users left out)": path(users=22),
+    "proofs, parity": path(passed=False),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_certificate_of_something_else(name: str, adaptive_bundle: Path, copy_of: Copy) -> None:
+    """Or one whose verdicts do not follow from its figures. Everything else about it holds."""
+    spoiled = copy_of(adaptive_bundle)
+    certificate(MISFITS[name])(spoiled)
+    reseal(spoiled)
+    assert failing(spoiled) == {"about"}
+    assert f"FAIL  about: not so: {name.partition(' (')[0]}\n" in dvib_export("verify", spoiled).out
+
+
+def test_no_parity_at_all(adaptive_bundle: Path, copy_of: Copy) -> None:
+    spoiled = copy_of(adaptive_bundle)
+    certificate(lambda document: document.update(parity={}))(spoiled)
+    reseal(spoiled)
+    assert failing(spoiled) == {"about"}
+
+
 @pytest.mark.parametrize(
     "fault",
     [
+        certificate(path(mean_relative_error=float("nan"))),
+        certificate(path(max_absolute_error=float("inf"))),
         certificate(lambda document: document.update(schema_version=1)),
         certificate(lambda document: document.update(schema_name="other")),
         certificate(lambda document: document.update(surprise=1)),
@@ -127,7 +225,7 @@ def test_a_changed_certificate_behind_matching_hashes(
         replace(bundle.CERTIFICATE, b"\xff\xfe"),
         replace(bundle.CERTIFICATE, b""),
     ],
-    ids=["version", "name", "extra key", "no proofs", "no hash", "no JSON", "no UTF-8", "empty"],
+    ids=["no number", "no end", "version", "name", "extra key", "no proofs", "no hash", "no JSON", "no UTF-8", "empty"],
 )
 def test_what_is_no_certificate(fault: Fault, adaptive_bundle: Path, copy_of: Copy) -> None:
     spoiled = copy_of(adaptive_bundle)
@@ -143,6 +241,10 @@ def test_the_model_of_another_run(adaptive_bundle: Path, baseline_bundle: Path, 
     (spoiled / bundle.MODEL_ONNX).write_bytes((baseline_bundle / bundle.MODEL_ONNX).read_bytes())
     reseal(spoiled)
     assert failing(spoiled) == {"certificate", "transplant"}
+    # Shown is what was found, and not what was recorded of another graph.
+    (found, recorded), *_ = re.findall("transplant: SHA-256 (\\w+) against (\\w+)", dvib_export("verify", spoiled).out)
+    assert found == digests(baseline_bundle)[bundle.MODEL_ONNX][:12]
+    assert recorded == digests(adaptive_bundle)[bundle.MODEL_ONNX][:12]
 
 
 def test_the_user_tower_of_another_run(adaptive_bundle: Path, baseline_bundle: Path, copy_of: Copy) -> None:

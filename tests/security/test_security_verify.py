@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export import bundle
-from export.certificate import Certificate, GraphFacts, RemovedFacts
+from export import bundle, confine
+from export.certificate import Certificate, GraphFacts, PathParity, RemovedFacts, judge
 from export.certificate_text import render
 from export.onnx_canonical import canonical_bytes
 from tests.helpers_bundle import gather_tower
-from tests.helpers_export import dvib_export, edit_json, environment
-from tests.security.hostile import CONTENT, ROOT, assert_named, reseal
+from tests.helpers_export import dvib_export, edit_json, environment, write_new_items
+from tests.security.hostile import CONTENT, ROOT, assert_named, manifest_of, reseal
 
 N_ITEMS = len(CONTENT.items)
 Edit = Callable[[ModelProto], object]
@@ -46,6 +46,16 @@ def forge(folder: Path, model: ModelProto) -> None:
     data = canonical_bytes(model)
     (folder / bundle.MODEL_ONNX).write_bytes(data)
     facts = GraphFacts.of(data, ["table"])
+    perfect = PathParity(
+        passed=True,
+        users=len(CONTENT.users),
+        max_absolute_error=0,
+        max_relative_error=0,
+        mean_relative_error=0,
+        worst_user=0,
+        top_k_differing_users=0,
+    )
+    parity = dict.fromkeys(("onnx", "onnx_unfolded", "program", "torchscript", "towers_index"), perfect)
     certificate = Certificate(
         model="vbpr",
         variant="none",
@@ -57,9 +67,9 @@ def forge(folder: Path, model: ModelProto) -> None:
         transplanted=facts,
         independent=facts,
         independent_source="trust me",
-        parity={},
+        parity=parity,
         removed=RemovedFacts(tensors={}, parameters=0),
-        proofs=dict.fromkeys(("transplant", "blanked", "architecture", "parity"), True),
+        proofs=judge(facts, facts, facts, parity),
     )
     (folder / bundle.CERTIFICATE).write_text(certificate.model_dump_json(), "utf-8")
     (folder / bundle.CERTIFICATE_TEXT).write_text(render(certificate), "utf-8")
@@ -102,6 +112,47 @@ def test_a_certified_graph_that_asks_for_all_memory(spoiled: Path) -> None:
     assert (outcome.code, outcome.out) == (2, "")
     assert_named(outcome.complaint.removeprefix("dvib-export: "), spoiled)
     assert f"{bundle.MODEL_ONNX} cannot be used" in outcome.complaint
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if 256 MiB were left."""
+    monkeypatch.setattr(confine, "_available", lambda: 2**28)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("command", ["verify", "publish"])
+def test_a_graph_that_asks_for_more_than_is_left(command: str, spoiled: Path, tmp_path: Path) -> None:
+    """Half a gigabyte, which this machine has: whoever runs a stranger's graph does so within the bound."""
+    model = full_graph()
+    add_bomb(model, 2**13, 2**14)
+    forge(spoiled, model)
+    outcome = dvib_export(command, spoiled, *([tmp_path / "root", "--verify"] if command == "publish" else []))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"{bundle.MODEL_ONNX} cannot be used" in outcome.complaint
+    assert not (tmp_path / "root" / "current").exists()
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_an_item_tower_that_asks_for_more_than_is_left(spoiled: Path, tmp_path: Path) -> None:
+    dimension = CONTENT.items.shape[1]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["text", "weight"], ["scores"])],
+        "main_graph",
+        [helper.make_tensor_value_info("text", TensorProto.FLOAT, ["B", 4])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", dimension])],
+        [numpy_helper.from_array(np.zeros((4, dimension), np.float32), "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    add_bomb(model, 2**13, 2**14)
+    model.graph.node[-1].output[0] = model.graph.output[0].name = "vectors"
+    (spoiled / bundle.ITEM_TOWER).write_bytes(model.SerializeToString())
+    reseal(spoiled, manifest_of(spoiled) | {"absent": {}})
+    write_new_items(tmp_path / "new", ["a", "b"], {"text": np.ones((2, 4), np.float32)})
+    outcome = dvib_export("add-items", spoiled, tmp_path / "new", "--out", tmp_path / "out")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"{bundle.ITEM_TOWER} cannot be run" in outcome.complaint
+    assert not (tmp_path / "out").exists()
 
 
 BOUNDED = """

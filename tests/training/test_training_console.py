@@ -111,6 +111,14 @@ def test_an_expected_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("", "dvib-toy: the file is broken\n")
 
 
+def test_a_strangers_words_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise DataError("the file \x1b[2Jis broken")
+
+    assert run(app_that(fail)) == console.EXIT_BAD_INPUT
+    assert capsys.readouterr() == ("", "dvib-toy: 'the file \\x1b[2Jis broken'\n")
+
+
 def test_an_unexpected_error_is_not_dressed_up() -> None:
     def fail() -> None:
         raise ZeroDivisionError

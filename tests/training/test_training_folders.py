@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from training.common import folders
-from training.common.folders import atomic_folder, write_atomically
+from training.common.folders import atomic_folder, make_folder, write_atomically
 
 MODES = ("exchange", "fallback")
 
@@ -180,3 +180,119 @@ def test_everything_is_on_the_disk_before_it_takes_its_place(tmp_path: Path, mon
     place = events.index("exchange")
     assert sorted(events[:place]) == [".", "a", "b"]  # files and their folder first, the folder around them last
     assert events[place + 1 :] == [tmp_path.name]
+
+
+def test_new_parents_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(folders, "fsync_path", flushed.append)
+    monkeypatch.chdir(tmp_path)
+    make_folder(Path("a/b/c"))
+    assert flushed == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    make_folder(Path("a/b/c"))
+    assert len(flushed) == 3
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_kill_between_the_steps_of_the_fallback(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an atomic exchange the next write, and any later one, finds its way from where the dead one stopped."""
+    target = tmp_path / "run"
+    fill(target, old="1")
+    script = (
+        "import errno, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from training.common import folders\n"
+        "rename, left = os.rename, int(sys.argv[2])\n"
+        "def no_exchange(first, second):\n"
+        "    raise OSError(errno.ENOSYS, 'none')\n"
+        "def counted(*arguments):\n"
+        "    global left\n"
+        "    if left == 0:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    left -= 1\n"
+        "    rename(*arguments)\n"
+        "folders._exchange, os.rename = no_exchange, counted\n"
+        "with folders.atomic_folder(Path(sys.argv[1])) as fresh:\n"
+        "    (fresh / 'new').write_text('2')\n"
+    )
+    died = subprocess.run([sys.executable, "-c", script, str(target), str(renames)], check=False)
+    assert died.returncode == (-signal.SIGKILL if renames < 3 else 0)
+
+    def no_exchange(first: Path, second: Path) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(folders, "_exchange", no_exchange)
+    expected = {"old": "1"} if renames < 2 else {"new": "2"}
+    for text in ("3", "4"):
+        with atomic_folder(target) as fresh:
+            (fresh / "newer").write_text(text)
+            assert contents(target) == expected
+        expected = {"newer": text}
+        assert contents(target) == expected
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_another_process_may_tidy_up_between_the_steps_of_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "run"
+    fill(target, old="1")
+    rename = Path.rename
+
+    def no_exchange(first: Path, second: Path) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def overtaken(path: Path, to: Path) -> Path:
+        if path.name == ".run.old":
+            folders._settle_retired(target)
+        return rename(path, to)
+
+    monkeypatch.setattr(folders, "_exchange", no_exchange)
+    monkeypatch.setattr(Path, "rename", overtaken)
+    fill(target, new="2")
+    assert contents(target) == {"new": "2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "link to nothing"])
+def test_what_is_there_is_not_replaced_unless_wanted(kind: str, late: bool, tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    begun = False
+
+    def appear() -> None:
+        if "folder" in kind:
+            target.mkdir()
+            if kind == "folder":
+                (target / "theirs").write_text("1")
+        elif kind == "file":
+            target.write_text("1")
+        else:
+            target.symlink_to("nowhere")
+
+    def write() -> None:
+        nonlocal begun
+        with atomic_folder(target, replace=False) as fresh:
+            begun = True
+            (fresh / "ours").write_text("2")
+            if late:
+                appear()
+
+    if not late:
+        appear()
+    with pytest.raises(FileExistsError, match="not replaced") as caught:
+        write()
+    assert caught.value.filename == str(target)
+    assert begun == late  # no work is done in vain
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not (target / "ours").exists()
+    if kind == "folder":
+        assert contents(target) == {"theirs": "1"}
+
+
+def test_what_is_not_there_needs_no_replacing(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "run", replace=False) as fresh:
+        (fresh / "ours").write_text("1")
+    assert contents(tmp_path / "run") == {"ours": "1"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import typer
 from typer.exceptions import TyperException
 
-from training.common.errors import DvibError, MissingGroupError
+from training.common.errors import DvibError, MissingGroupError, printable
 
 EXIT_DIFFERENT = 1
 """A verification or a benchmark says *different*."""
@@ -81,7 +81,7 @@ def make_app(help_text: str) -> typer.Typer:
 
 
 def _complain(program: str, message: str) -> int:
-    sys.stderr.write(f"{program}: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{program}: {printable(' '.join(message.split()))}\n")
     return EXIT_BAD_INPUT
 
 

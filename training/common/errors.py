@@ -45,6 +45,11 @@ def shown(text: str | bytes) -> str:
     return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
 
 
+def printable(text: str) -> str:
+    """Return a line as it is, or quoted where it holds what would steer a terminal: parts of it may be a stranger's."""
+    return text if text.isprintable() else repr(text)
+
+
 def first_problem(error: ValidationError) -> str:
     """Say the first thing that is wrong with a document, as ``place: what``."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]

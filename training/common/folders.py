@@ -25,6 +25,16 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents where they are missing; on return they are on the disk."""
+    folder = folder.absolute()
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_path(folder.parent)
+
+
 def _exchange(first: Path, second: Path) -> None:
     """Swap two paths in one step (renameat2 with RENAME_EXCHANGE; Linux)."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -47,11 +57,28 @@ def _swap(fresh: Path, target: Path) -> None:
         retired = _retired(target)
         target.rename(retired)
         fresh.rename(target)
-        retired.rename(fresh)
+        with contextlib.suppress(FileNotFoundError):  # another process that writes this target has removed it
+            retired.rename(fresh)
 
 
 def _retired(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
+
+
+def _settle_retired(target: Path) -> None:
+    """Undo or complete what a process left that died between the renames of ``_swap``."""
+    retired = _retired(target)
+    if retired.exists() and target.exists():
+        remove_folder(retired)
+    elif retired.exists():
+        retired.rename(target)
+
+
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(
+            errno.EEXIST, "it is there already and is not replaced; choose another place", str(target)
+        )
 
 
 def remove_folder(folder: Path) -> None:
@@ -72,7 +99,7 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, *, read_only: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, *, read_only: bool = False, replace: bool = True) -> Iterator[Path]:
     """Fill a temporary folder that takes the place of ``target`` when the block ends without an error.
 
     Whoever looks at ``target`` sees the previous folder or the new one, never a mixture, also after a kill. A folder
@@ -81,16 +108,21 @@ def atomic_folder(target: Path, *, read_only: bool = False) -> Iterator[Path]:
     Args:
         target: The folder to create or replace. Its parent is created.
         read_only: Nobody may write into the folder or its files afterwards.
+        replace: Whether an existing target is replaced.
 
     Yields:
         The temporary folder, beside ``target``.
+
+    Raises:
+        FileExistsError: The target is there, at the start or at the end, and is not to be replaced.
     """
     target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     prefix = f".{target.name}.tmp-"
     _remove_leftovers(target.parent, prefix)
-    if _retired(target).exists() and not target.exists():
-        _retired(target).rename(target)
+    _settle_retired(target)
+    if not replace:
+        _check_free(target)
     fresh = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     folder_mode, file_mode = (0o555, 0o444) if read_only else (0o755, 0o644)
     try:
@@ -101,6 +133,8 @@ def atomic_folder(target: Path, *, read_only: bool = False) -> Iterator[Path]:
             path.chmod(folder_mode if path.is_dir() else file_mode)
             fsync_path(path)
         fsync_path(fresh)
+        if not replace:
+            _check_free(target)
         if target.exists():
             _swap(fresh, target)
         else:

@@ -232,3 +232,19 @@ def test_building_draws_nothing_from_the_global_state() -> None:
 def test_another_models_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match="GRCN wants a GRCNConfig, got ModelConfig"):
         GRCN(ModelConfig(), model_data(DATASET), torch.Generator())
+
+
+def test_products_that_cancel_keep_their_digits_in_evaluation() -> None:
+    """Added up in float32, a row of a thousand products near 1e3 whose sum is near 1 has three digits left."""
+    draw = np.random.default_rng(0)
+    features = (1e3 + draw.standard_normal((N_ITEMS, 1000))).astype(np.float32)
+    data = make_dataset(EDGES, [(0, 2)], [(1, 3)], n_users=N_USERS, n_items=N_ITEMS, features={"text": features})
+    model = cast("GRCN", build_model(make_config("none", "model.dimension=3", model="grcn"), data)).eval()
+    network = model.contents["text"]
+    with torch.no_grad():
+        network.projection.weight.sub_(network.projection.weight.mean(dim=1, keepdim=True))
+        exact = torch.from_numpy(features.astype(np.float64)) @ network.projection.weight.double().T
+        wanted = F.normalize(F.leaky_relu(exact + network.projection.bias.double()))
+        torch.testing.assert_close(network.projected().double(), wanted, rtol=0, atol=2e-7)
+        model.train()
+        assert (network.projected().double() - wanted).abs().max() > 1e-6

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.probe import run_probe
 from benchmarks.shapes import shape_of
 from training.common.choices import Preset, Variant
-from training.common.errors import DvibError
 from training.config import build_config
 
 COMMAND = (sys.executable, "-P", "-m", "benchmarks.export_probe")
@@ -81,20 +79,8 @@ def measure(
         }
         for name, (step, arguments) in steps.items():
             on_stage(f"{model} {variant}: {name}")
-            result[name] = _run(step, arguments)
+            result[name] = run_probe([*COMMAND, step, json.dumps(arguments)], f"the process of {step}")
     result.pop("prepare", None)
-    return result
-
-
-def _run(step: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    command = [*COMMAND, step, json.dumps(arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        ended = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"code {done.returncode}"
-        raise DvibError(f"the process of {step} ended with {ended}; too little memory ends it with SIGKILL")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "error" in result:
-        raise DvibError(result["error"])
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory_probe import peak_bytes
+from benchmarks.probe import answer
 
 
 def prepare(shape: str, model: str, variant: Any, preset: Any, checkpoint: str) -> dict[str, Any]:
@@ -110,8 +110,6 @@ def load(bundle: str, optimised: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run the step that the command line names, with its arguments as JSON, and write its result as the last line."""
-    from training.common.errors import DvibError
-
     steps: dict[str, Callable[..., dict[str, Any]]] = {
         "prepare": prepare,
         "export": export,
@@ -119,12 +117,7 @@ def main() -> None:
         "verify": verify,
         "load": load,
     }
-    step = steps[sys.argv[1]]
-    try:
-        result = step(**json.loads(sys.argv[2]))
-    except DvibError as error:
-        result = {"error": str(error)}
-    sys.stdout.write(json.dumps(result) + "\n")
+    answer(steps[sys.argv[1]], sys.argv[2])
 
 
 if __name__ == "__main__":

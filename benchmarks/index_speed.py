@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.index_data import DIMENSION, IndexData, description, draw
-from export.bundle import IndexEntry, Recall
 from export.index_layout import Layout, read_layout
 from export.index_search import ItemIndex, Truth, search_threads
 from export.index_tuning import factory_of, flat_index, make_index
+from export.manifest import IndexEntry, Recall
 from training.common.errors import ConfigError, nearest
 
 K = 10

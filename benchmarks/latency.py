@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from benchmarks.http_client import Connection, serving
 from benchmarks.sampling import Call, Level, sample
 from benchmarks.statistics import RESAMPLES, Quantiles, ratio_of_quantiles
-from export.bundle import IDS, MODEL_ONNX, BundleReader, Manifest
+from export.bundle import IDS, MODEL_ONNX, BundleReader
+from export.manifest import Manifest
 from export.onnx_safety import check_graph
 from export.parity import session
 from export.runtime import GRAPH_ERRORS

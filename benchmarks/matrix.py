@@ -21,7 +21,7 @@ import torch
 from benchmarks.http_client import Connection, serving
 from benchmarks.quality import Combination, Study
 from export.build import build_bundle
-from export.bundle import Manifest
+from export.manifest import Manifest
 from export.parity import TOLERANCE
 from export.verify import verify_bundle
 from training.build import load_model

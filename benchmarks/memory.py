@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.probe import run_probe
 from benchmarks.shapes import shape_of
 from training.common.choices import Preset, Variant
-from training.common.errors import DvibError
 from training.config import build_config
 
 COMMAND = (sys.executable, "-P", "-m", "benchmarks.memory_probe")
@@ -36,13 +34,7 @@ def measure(shape: str, model: str, variant: Variant, preset: Preset, steps: int
     shape_of(shape)
     build_config(model_name=model, dataset=shape, variant=variant, preset=preset)
     arguments = {"shape": shape, "model": model, "variant": variant, "preset": preset, "steps": steps}
-    done = subprocess.run([*COMMAND, json.dumps(arguments)], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        ended = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"code {done.returncode}"
-        raise DvibError(f"the measured process ended with {ended}; too little memory ends it with SIGKILL")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if "error" in result:
-        raise DvibError(result["error"])
+    result = run_probe([*COMMAND, json.dumps(arguments)], "the measured process")
     peaks = result["peak_bytes"]
     return {**arguments, **result, "peak_total_bytes": max(peaks.values()), "peak_before_bytes": peaks["data"]}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.probe import answer
 
 
 def peak_bytes() -> int:
@@ -90,13 +91,7 @@ def probe(shape: str, model: str, variant: Any, preset: Any, steps: int) -> dict
 
 def main() -> None:
     """Read the arguments of ``probe`` as JSON from the command line, and write its result, or what went wrong."""
-    from training.common.errors import DvibError
-
-    try:
-        result = probe(**json.loads(sys.argv[1]))
-    except DvibError as error:
-        result = {"error": str(error)}
-    sys.stdout.write(json.dumps(result) + "\n")
+    answer(probe, sys.argv[1])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from export.confine import bounded_memory
 from export.index import build_index
 from export.index_search import sample_users
 from export.index_tuning import IndexChoice
+from export.manifest import AddedItems, IndexEntry, Manifest
 from export.onnx_safety import check_graph
 from export.parity import session
 from export.publish import check_outside
@@ -146,7 +147,7 @@ def embed(tower: bytes, features: Mapping[str, NDArray[np.float32]], dimension: 
     return vectors
 
 
-def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | None = None) -> bundle.Manifest:
+def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | None = None) -> Manifest:
     """Write a new version of a bundle in which more items can be recommended; the old one stays as it is.
 
     All scores of the items it has already are the same to the last bit: their vectors, the user tower and the graphs
@@ -219,7 +220,7 @@ def _longest(vectors: NDArray[np.float32]) -> float:
 
 def _rebuild_index(
     items: NDArray[np.float32], path: Path, serving: ServingBundle, min_recall: float | None
-) -> bundle.IndexEntry:
+) -> IndexEntry:
     if serving.manifest.index.exact:
         return build_index(items, path)
     users = sample_users(len(serving.users))
@@ -229,8 +230,8 @@ def _rebuild_index(
 
 
 def _write(
-    fresh: Path, serving: ServingBundle, new: NewItems, items: NDArray[np.float32], index: bundle.IndexEntry
-) -> bundle.Manifest:
+    fresh: Path, serving: ServingBundle, new: NewItems, items: NDArray[np.float32], index: IndexEntry
+) -> Manifest:
     np.save(fresh / bundle.ITEMS, items, allow_pickle=False)
     # No user of the training data has met them.
     popularity = np.concatenate([serving.popularity, np.zeros(len(new.ids), np.int64)])
@@ -248,5 +249,5 @@ def _write(
         fresh,
         **fields,
         index=index,
-        added=bundle.AddedItems(count=before + len(new.ids), base_version=base),
+        added=AddedItems(count=before + len(new.ids), base_version=base),
     )

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from export import bundle
-from export.graphs import FullGraph, ItemTower, UserTower
+from export.graphs import EXAMPLE_USERS, FullGraph, ItemTower, UserTower
 from export.onnx_graph import GraphTooLargeError, export_onnx, onnx_of, outline_of
 from export.parity import LargeBlocks, Scores
 from export.program import drop, save_program, trace_program, unread
@@ -28,8 +28,6 @@ from training.data.options import DataOptions
 from training.evaluation import GroupedItems
 from training.models.base import Recommender
 from training.scaling import scalings_of
-
-_EXAMPLE = (torch.arange(2),)
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ def full_graph_onnx(model: Recommender) -> bytes:
     Raises:
         GraphTooLargeError: It does not fit into a file; ``full_graph_outline`` exports what can be compared of it.
     """
-    return export_onnx(FullGraph(model), _EXAMPLE, ["users"], "scores")
+    return export_onnx(FullGraph(model), EXAMPLE_USERS, ["users"], "scores")
 
 
 def full_graph_outline(model: Recommender) -> bytes:
     """Export the outline of a model's whole inference."""
-    return outline_of(trace_program(FullGraph(model), _EXAMPLE), ["users"], "scores")
+    return outline_of(trace_program(FullGraph(model), EXAMPLE_USERS), ["users"], "scores")
 
 
 def write_full_graphs(
@@ -75,7 +73,7 @@ def write_full_graphs(
     """
     module = FullGraph(model)
     on_stage("exporting the full graph")
-    program = trace_program(module, _EXAMPLE)
+    program = trace_program(module, EXAMPLE_USERS)
     try:
         (folder / bundle.MODEL_ONNX).write_bytes(onnx_of(program, ["users"], "scores"))
     except GraphTooLargeError as error:
@@ -84,7 +82,7 @@ def write_full_graphs(
     idle = unread(program)
     if idle:
         drop(module, idle)
-        program = trace_program(module, _EXAMPLE)
+        program = trace_program(module, EXAMPLE_USERS)
     on_stage("saving the torch.export program")
     save_program(program, folder / bundle.PROGRAM)
     on_stage("tracing TorchScript")
@@ -99,7 +97,7 @@ def write_full_graphs(
 
 def user_tower_onnx(vectors: Tensor) -> bytes:
     """Export the tower that looks user vectors up, float32 [U, D]."""
-    return export_onnx(UserTower(vectors), _EXAMPLE, ["users"], "vectors")
+    return export_onnx(UserTower(vectors), EXAMPLE_USERS, ["users"], "vectors")
 
 
 def item_tower_onnx(model: Recommender, dataset: Dataset, options: DataOptions) -> bytes | None:

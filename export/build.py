@@ -27,6 +27,7 @@ from export.certificate_text import render
 from export.index import build_index, exact_over, read_index
 from export.index_search import sample_users
 from export.index_tuning import IndexChoice
+from export.manifest import DatasetEntry, IndexEntry, Manifest
 from export.measure import write_measurements
 from export.onnx_canonical import opset
 from export.onnx_graph import GraphTooLargeError
@@ -50,7 +51,7 @@ def certify(
     reference: Scores,
     written: FullGraphs,
     folder: Path,
-    index: bundle.IndexEntry,
+    index: IndexEntry,
     independent: Checkpoint | None = None,
 ) -> Certificate:
     """Make the certificate of the files that ``build_bundle`` has put into a folder.
@@ -80,19 +81,14 @@ def certify(
     parity = compare(reference, paths, towers, *sizes)
     del paths
     large = written.outline is not None
-
-    def look_at(model: Recommender) -> GraphFacts:
-        graph = full_graph_outline(model) if large else full_graph_onnx(model)
-        return GraphFacts.of(graph, learned, outline=large)
-
     # One baseline at a time: a model brings the features with it.
-    transplanted = look_at(strip.plain_model(checkpoint, transplant=True))
+    transplanted = _facts(strip.plain_model(checkpoint, transplant=True), learned, large)
     if independent is None:
         source = "baseline with initial values, never trained"
-        other = look_at(strip.plain_model(checkpoint, transplant=False))
+        other = _facts(strip.plain_model(checkpoint, transplant=False), learned, large)
     else:
         source = "baseline trained independently"
-        other = look_at(strip.plain_model(independent, transplant=True))
+        other = _facts(strip.plain_model(independent, transplant=True), learned, large)
     facts = (GraphFacts.of(data, learned, outline=large), transplanted, other)
     made_with = provenance(checkpoint)
     return Certificate(
@@ -112,6 +108,12 @@ def certify(
     )
 
 
+def _facts(baseline: Recommender, learned: list[str], large: bool) -> GraphFacts:
+    """Export a baseline and look at its graph, or at the outline of one that is too large for a file."""
+    graph = full_graph_outline(baseline) if large else full_graph_onnx(baseline)
+    return GraphFacts.of(graph, learned, outline=large)
+
+
 def build_bundle(
     checkpoint: Checkpoint,
     out: Path,
@@ -119,7 +121,7 @@ def build_bundle(
     independent: Checkpoint | None = None,
     choice: IndexChoice | None = None,
     on_stage: Stage = lambda _: None,
-) -> tuple[bundle.Manifest, Certificate]:
+) -> tuple[Manifest, Certificate]:
     """Export a checkpoint into a certified bundle.
 
     Args:
@@ -190,7 +192,7 @@ def build_bundle(
             model=info.config.model_name,
             variant=info.config.dvib.variant,
             preset=info.config.preset,
-            dataset=bundle.DatasetEntry(
+            dataset=DatasetEntry(
                 name=dataset.name,
                 fingerprint=info.dataset.fingerprint,
                 n_users=dataset.n_users,

@@ -196,6 +196,8 @@ def _limits(certificate: Certificate) -> str:
         "bit; `dvib-export verify` compares again with the version at hand.",
         "Not that an approximate index finds what an exact search finds: parity is that of the stored vectors, and the "
         "index's recall is in `manifest.json`.",
+        "Not that PyTorch reads `model.ts` and `model.pt2` back as what was saved: their parity is that of the saved "
+        "objects, and `dvib-export verify --trust-torchscript --trust-program` reads the files.",
         "Not anything about items that were added to the bundle later, nor about `item_tower.onnx`.",
         "`dvib-export verify` compares the files with the hashes and facts recorded here, and `model.onnx` with itself "
         "unfolded and with the towers. The baselines, the trained model and the removed part it does not have.",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from export import bundle
 from export.certificate import Certificate
+from export.manifest import Manifest
 from export.verify import read_certificate
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Side:
     """
 
     folder: Path
-    manifest: bundle.Manifest
+    manifest: Manifest
     certificate: Certificate
 
     @classmethod

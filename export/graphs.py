@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from training.models.base import Recommender
 from training.scaling import Scaling
 
+EXAMPLE_USERS = (torch.arange(2),)
+"""Two user rows, by which graphs over users are traced."""
+
 
 class FullGraph(nn.Module):
     """The model's whole inference, nothing frozen: ``users`` int64 [B] → ``scores`` float32 [B, I]."""

@@ -9,10 +9,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import IndexEntry
 from export.index_layout import read_layout
 from export.index_search import ItemIndex, Truth
 from export.index_tuning import IndexChoice, build_fastest, build_tuned, flat_index, forget_search
+from export.manifest import IndexEntry
 from training.common.errors import BundleError, ExportError
 
 

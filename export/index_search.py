@@ -10,8 +10,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import IndexEntry, Recall
 from export.index_layout import Layout, largest_norm
+from export.manifest import IndexEntry, Recall
 from training.common.errors import BundleError
 
 RECALL_K = 10

@@ -13,9 +13,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import IndexEntry, Recall
 from export.index_layout import KNOWN, Layout, read_layout
 from export.index_search import ItemIndex, Truth, search_threads
+from export.manifest import IndexEntry, Recall
 from training.common.errors import BundleError, ExportError
 
 TARGET_RECALL = 0.99

@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from export.bundle import MANIFEST, MEASUREMENTS, BundleReader, Manifest, is_bundle
+from export.bundle import MANIFEST, MEASUREMENTS, BundleReader, is_bundle
+from export.manifest import Manifest
 from export.publish_history import Move, moves_made, read_moves, trail_of, write_moves
 from training.common.errors import BundleError, shown
 from training.common.folders import atomic_folder, make_folder, remove_folder, write_atomically

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.certificate import RemovedFacts
+from export.graphs import EXAMPLE_USERS
 from export.onnx_canonical import RANDOM_OPERATORS, initializer_shapes, operators, parse
 from export.onnx_flops import count_flops
 from export.onnx_graph import export_onnx, outline_of
@@ -26,8 +27,6 @@ from training.common.errors import ExportError
 from training.dvib.objective import DvibObjective
 from training.dvib.perturbation import Noise
 from training.models.base import Hidden, Latent, Rows
-
-_EXAMPLE = (torch.arange(2),)
 
 
 class UnstrippedGraph(nn.Module):
@@ -98,7 +97,7 @@ def unstripped_onnx(checkpoint: Checkpoint) -> bytes:
         ExportError: The checkpoint is a plain model's.
     """
     graph = _unstripped(checkpoint)
-    return export_onnx(graph, _EXAMPLE, ["users"], graph.outputs)
+    return export_onnx(graph, EXAMPLE_USERS, ["users"], graph.outputs)
 
 
 def _unstripped(checkpoint: Checkpoint) -> UnstrippedGraph:
@@ -121,7 +120,7 @@ def removed_from(checkpoint: Checkpoint, stripped: bytes) -> RemovedFacts:
         return RemovedFacts(tensors=tensors, parameters=parameters)
     graph = _unstripped(checkpoint)
     # Shapes are enough to count by, and an outline is small whatever the graph.
-    whole = parse(outline_of(trace_program(graph, _EXAMPLE), ["users"], graph.outputs))
+    whole = parse(outline_of(trace_program(graph, EXAMPLE_USERS), ["users"], graph.outputs))
     ours = parse(stripped)
     counts = _more(operators(whole), operators(ours))
     flops, left = count_flops(whole), count_flops(ours)

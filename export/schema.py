@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from export import bundle, certificate
+from export import certificate
+from export.manifest import SCHEMA_VERSION, Manifest
 
 FOLDER = Path(__file__).parent / "schemas"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -29,7 +30,7 @@ class _WithoutTitles(GenerateJsonSchema):
 def schemas() -> dict[str, dict[str, Any]]:
     """Return file name → JSON Schema: of ``manifest.json`` and of ``certificate.json``."""
     return {
-        f"bundle-{bundle.SCHEMA_VERSION}.json": _schema(bundle.Manifest, bundle.SCHEMA_VERSION),
+        f"bundle-{SCHEMA_VERSION}.json": _schema(Manifest, SCHEMA_VERSION),
         f"certificate-{certificate.SCHEMA_VERSION}.json": _schema(certificate.Certificate, certificate.SCHEMA_VERSION),
     }
 

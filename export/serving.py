@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import IDS, INDEX, ITEMS, POPULARITY, SEEN, USER_TOWER, BundleReader, Manifest
+from export.bundle import IDS, INDEX, ITEMS, POPULARITY, SEEN, USER_TOWER, BundleReader
+from export.manifest import Manifest
 from export.onnx_safety import check_user_tower
 from training.common.errors import BundleError, shown
 from training.common.strings import StringTable

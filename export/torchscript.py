@@ -38,7 +38,8 @@ def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
         n_users: Number of users, for a valid example.
 
     Returns:
-        What the finished file holds. Reading it unpickles, which is harmless here: this process has just written it.
+        The traced module. The file itself is not loaded again: TorchScript files hold pickles, and a second copy of the
+        features would be the most that an export holds.
     """
     example = torch.arange(min(2, n_users))
     with warnings.catch_warnings(), torch.no_grad(), _fresh_class_names():
@@ -49,8 +50,8 @@ def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
         warnings.filterwarnings("ignore", message="Using len to get tensor shape", category=Warning)
         traced = torch.jit.trace(module.eval(), (example,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path)
-        _drop_debug_records(path)
-        return torch.jit.load(path)  # type: ignore[no-untyped-call]
+    _drop_debug_records(path)
+    return traced
 
 
 def _drop_debug_records(path: Path) -> None:

@@ -22,6 +22,7 @@ from export.certificate_text import render
 from export.confine import bounded_memory
 from export.index import exact_over, read_index
 from export.index_search import RECALL_TOLERANCE, ItemIndex, Truth, sample_users
+from export.manifest import Manifest
 from export.onnx_canonical import blank, canonical_bytes, parse, sha256
 from export.onnx_safety import check_graph
 from export.parity import (
@@ -165,7 +166,7 @@ def _verify(folder: Path, against: Path | None, trusted: Mapping[str, Loader]) -
 
 
 def _check_full_graph(
-    folder: Path, data: bytes | None, certificate: Certificate, manifest: bundle.Manifest
+    folder: Path, data: bytes | None, certificate: Certificate, manifest: Manifest
 ) -> Iterator[Check]:
     """Check ``model.onnx`` against its certificate; of one that is not there, what its certificate says."""
     facts = certificate.exported
@@ -191,7 +192,7 @@ def _check_full_graph(
         yield Check(name, passed, seen.explain(name) + said)
 
 
-def _misfits(certificate: Certificate, manifest: bundle.Manifest) -> list[str]:
+def _misfits(certificate: Certificate, manifest: Manifest) -> list[str]:
     """Return which fields of a certificate are not this bundle's, or do not follow from its other fields."""
     facts = certificate.exported, certificate.transplanted, certificate.independent
     wanted = {
@@ -239,7 +240,7 @@ def _parity(
     folder: Path,
     data: bytes | None,
     towers: TowersAndIndex,
-    manifest: bundle.Manifest,
+    manifest: Manifest,
     certificate: Certificate,
     *,
     certified: bool,
@@ -263,7 +264,7 @@ def _parity(
     )
 
 
-def _parity_of(name: str, scores: Scores, data: bytes, towers: TowersAndIndex, manifest: bundle.Manifest) -> Check:
+def _parity_of(name: str, scores: Scores, data: bytes, towers: TowersAndIndex, manifest: Manifest) -> Check:
     sizes = manifest.dataset.n_users, manifest.dataset.n_items
 
     def checked(users: NDArray[np.int64]) -> NDArray[np.float32]:

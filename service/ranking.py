@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from export.bundle import IndexEntry
+    from export.manifest import IndexEntry
 
 _SLACK = 16
 _CHUNK = 4096

@@ -15,7 +15,7 @@ from service.schemas import ErrorCode, ModelsReply, RecommendReply, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from export.bundle import Manifest
+    from export.manifest import Manifest
     from service.batching import Batcher
     from service.engine import Recommendation
     from service.errors import Errors

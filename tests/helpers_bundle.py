@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from export import bundle
+from export.manifest import DatasetEntry, IndexEntry, Manifest
 from training.common.strings import StringTable
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def flat_index(items: NDArray[np.float32]) -> bytes:
     return bytes(faiss.serialize_index(index).tobytes())
 
 
-def write_bundle(folder: Path, content: Content, *, variant: str = "none", name: str = "toy") -> bundle.Manifest:
+def write_bundle(folder: Path, content: Content, *, variant: str = "none", name: str = "toy") -> Manifest:
     """Write a complete bundle into a new folder; the offline artefacts are dummy bytes."""
     folder.mkdir(parents=True)
     for offline in (bundle.MODEL_ONNX, bundle.TORCHSCRIPT, bundle.PROGRAM, bundle.CERTIFICATE):
@@ -123,7 +124,7 @@ def write_bundle(folder: Path, content: Content, *, variant: str = "none", name:
     return seal(folder, content, variant=variant, name=name)
 
 
-def seal(folder: Path, content: Content, *, variant: str = "none", name: str = "toy") -> bundle.Manifest:
+def seal(folder: Path, content: Content, *, variant: str = "none", name: str = "toy") -> Manifest:
     """Write the manifest anew, after a test has changed a file and wants the hashes to fit."""
     (folder / bundle.MANIFEST).unlink(missing_ok=True)
     (n_users, dimension), n_items = content.users.shape, len(content.items)
@@ -132,7 +133,7 @@ def seal(folder: Path, content: Content, *, variant: str = "none", name: str = "
         model="vbpr",
         variant=variant,
         preset="paper",
-        dataset=bundle.DatasetEntry(
+        dataset=DatasetEntry(
             name=name,
             fingerprint="0" * 64,
             n_users=n_users,
@@ -141,7 +142,7 @@ def seal(folder: Path, content: Content, *, variant: str = "none", name: str = "
             modalities={"text": 4},
         ),
         dimension=dimension,
-        index=bundle.IndexEntry(factory="Flat", exact=True),
+        index=IndexEntry(factory="Flat", exact=True),
         opset=18,
         absent={bundle.ITEM_TOWER: "a toy has none"},
         metrics={"test": {"ndcg@10": 0.125}},

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from export import bundle
 from export.__main__ import main
+from export.manifest import Manifest
 from training.checkpoint import BEST, FEATURES, INFO, MODEL
 
 
@@ -91,7 +92,7 @@ def assert_same_bytes(left: Path, right: Path) -> None:
     assert manifests[0] == manifests[1]
 
 
-def reseal(folder: Path, **changes: Any) -> bundle.Manifest:
+def reseal(folder: Path, **changes: Any) -> Manifest:
     """Make manifest and hashes fit a changed folder again: an attacker who knows the format, or a buggy exporter."""
     fields = json.loads((folder / bundle.MANIFEST).read_text("utf-8")) | changes
     for name in ("files", "version"):

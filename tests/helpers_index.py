@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from export.bundle import IndexEntry, Recall
+from export.manifest import IndexEntry, Recall
 
 SERVED = (
     "Flat",

@@ -16,7 +16,7 @@ from training.common.errors import BundleError
 
 if TYPE_CHECKING:
     from export.build import Stage
-    from export.bundle import IndexEntry, Manifest
+    from export.manifest import IndexEntry, Manifest
 
 app = typer.Typer()
 

@@ -11,6 +11,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from export import bundle
+from export.manifest import Manifest
 from tests.helpers_bundle import Content, make_content, seal, write_bundle
 
 Bench = Callable[..., int]
@@ -47,7 +48,7 @@ def make_bundle(folder: Path, *, variant: str = "none", graph: bool = True, fing
         place = folder / bundle.MANIFEST
         document = json.loads(place.read_text("utf-8"))
         document["dataset"]["fingerprint"] = fingerprint
-        document["version"] = bundle.content_version(bundle.Manifest.model_validate(document))
+        document["version"] = bundle.content_version(Manifest.model_validate(document))
         place.write_text(json.dumps(document), "utf-8")
     return folder
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from export import additions, bundle
 from export.build import build_bundle
-from export.bundle import IndexEntry
 from export.index import build_index
 from export.index_tuning import IndexChoice
+from export.manifest import IndexEntry
 from export.serving import load_for_serving
 from service.engine import Engine
 from service.routes import describe

@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from export import additions, bundle
 from export.build import build_bundle
 from export.index_tuning import IndexChoice
+from export.manifest import IndexEntry
 from export.publish import current, publish
 from service.engine import Engine
 from tests.helpers_export import digests, dvib_export, model_of, reseal, write_new_items
@@ -216,7 +217,7 @@ def test_a_place_that_somebody_else_takes_meanwhile(
     out = tmp_path / "out"
     real = additions._rebuild_index
 
-    def overtaken(*arguments: Any) -> bundle.IndexEntry:
+    def overtaken(*arguments: Any) -> IndexEntry:
         shutil.copytree(adaptive_bundle, out)
         return real(*arguments)
 

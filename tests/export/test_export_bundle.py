@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from export import bundle
+from export.manifest import DatasetEntry, IndexEntry, Manifest
 from export.serving import load_for_serving
 from service.engine import Engine
 from tests.helpers_export import digests, dvib_export, edit_json, reseal
@@ -68,7 +69,7 @@ def test_the_manifest_describes_the_run(adaptive_bundle: Path, adaptive_run: Pat
         manifest = reader.manifest
     info = load_checkpoint(adaptive_run).info
     assert (manifest.model, manifest.variant, manifest.preset) == ("vbpr", "adaptive", "paper")
-    assert manifest.dataset == bundle.DatasetEntry(
+    assert manifest.dataset == DatasetEntry(
         name="planted",
         fingerprint=dataset.fingerprint(),
         n_users=23,
@@ -77,7 +78,7 @@ def test_the_manifest_describes_the_run(adaptive_bundle: Path, adaptive_run: Pat
         modalities={"image": 5, "text": 7},
     )
     assert manifest.dimension == 16
-    assert manifest.index == bundle.IndexEntry(factory="Flat", exact=True)
+    assert manifest.index == IndexEntry(factory="Flat", exact=True)
     assert manifest.metrics == info.metrics
     assert manifest.metrics.keys() == {"valid", "test"}
     assert manifest.provenance["epoch"] == info.epoch
@@ -204,7 +205,7 @@ def test_impossible_names_in_the_manifest(name: str, adaptive_bundle: Path, copy
 
     def add(document: dict[str, Any]) -> None:
         document["files"][name] = document["files"][bundle.ITEMS]
-        document["version"] = bundle.content_version(bundle.Manifest.model_validate(document))
+        document["version"] = bundle.content_version(Manifest.model_validate(document))
 
     edit_json(spoiled / bundle.MANIFEST, add)
     refused(spoiled, "impossible file name")
@@ -237,7 +238,7 @@ def test_a_wrong_manifest(edit: Edit, word: str, adaptive_bundle: Path, copy_of:
         edit(document)
         if word != "version":
             with contextlib.suppress(ValidationError):
-                document["version"] = bundle.content_version(bundle.Manifest.model_validate(document))
+                document["version"] = bundle.content_version(Manifest.model_validate(document))
 
     edit_json(spoiled / bundle.MANIFEST, edit_and_seal)
     refused(spoiled, word)

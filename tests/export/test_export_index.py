@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from export import bundle, index_search, index_tuning
-from export.bundle import IndexEntry
 from export.index import build_index, read_index
 from export.index_layout import Layout
 from export.index_search import MAX_RECALL_USERS, RECALL_TOLERANCE, ItemIndex, Truth, sample_users, search_threads
 from export.index_tuning import IndexChoice, factory_of, flat_index, search_grid
+from export.manifest import IndexEntry, Manifest
 from service.engine import Engine
 from tests.helpers_export import dvib_export, edit_json, reseal
 from tests.helpers_index import vectors
@@ -255,7 +255,7 @@ def lists_bundle(adaptive_run: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def manifest_of(folder: Path) -> bundle.Manifest:
+def manifest_of(folder: Path) -> Manifest:
     with bundle.BundleReader(folder) as reader:
         return reader.manifest
 

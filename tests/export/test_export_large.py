@@ -19,6 +19,7 @@ from export import outline as outlines
 from export.certificate import Certificate
 from export.certificate_text import render
 from export.graphs import FullGraph
+from export.manifest import Manifest
 from export.onnx_canonical import parse
 from export.onnx_graph import GraphTooLargeError, onnx_of, outline_of
 from export.outline import SMALL, blank_outline, outline
@@ -53,7 +54,7 @@ def large_bundle(baseline_run: Path, adaptive_run: Path, tmp_path_factory: pytes
     return out
 
 
-def manifest_of(folder: Path) -> bundle.Manifest:
+def manifest_of(folder: Path) -> Manifest:
     with bundle.BundleReader(folder) as reader:
         return reader.manifest
 

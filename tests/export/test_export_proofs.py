@@ -19,6 +19,7 @@ from export import build, bundle, strip
 from export.artefacts import full_graph_onnx
 from export.certificate import Certificate, RemovedFacts
 from export.index import build_index
+from export.manifest import IndexEntry
 from tests.helpers_export import blanked, digests, dvib_export
 from training.checkpoint import BEST, DVIB, MODEL, load_checkpoint
 from training.dvib.objective import Objective
@@ -234,7 +235,7 @@ def test_another_path_that_scores_otherwise_fails_parity(
 ) -> None:
     """The graph is right and the index holds something else: only the numbers can tell."""
 
-    def spoiled(items: NDArray[np.float32], *rest: Any) -> bundle.IndexEntry:
+    def spoiled(items: NDArray[np.float32], *rest: Any) -> IndexEntry:
         return build_index(items * np.float32(1.00001), *rest)
 
     monkeypatch.setattr(build, "build_index", spoiled)

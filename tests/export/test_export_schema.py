@@ -16,10 +16,11 @@ from pydantic import BaseModel, ValidationError
 
 from export import bundle, schema
 from export.certificate import Certificate
+from export.manifest import Manifest
 from tests.helpers_bundle import make_content, write_bundle
 
 MODELS: dict[str, tuple[str, type[BaseModel]]] = {
-    bundle.MANIFEST: ("bundle-2.json", bundle.Manifest),
+    bundle.MANIFEST: ("bundle-2.json", Manifest),
     bundle.CERTIFICATE: ("certificate-2.json", Certificate),
 }
 DOCUMENTS = sorted(MODELS)

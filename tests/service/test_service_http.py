@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx
 import pytest
 
-from export.bundle import Manifest
+from export.manifest import Manifest
 from service.app import create_app
 from service.engine import Engine, Recommendation, Request
 from service.schemas import ErrorCode, ModelsReply, RecommendReply

@@ -48,7 +48,16 @@ def contained(rows: NDArray[np.int64], ascending: NDArray[np.int32]) -> NDArray[
     return np.asarray(ascending[places] == rows)
 
 
-def _check_products(one: float, other: float) -> None:
+def check_products(one: float, other: float) -> None:
+    """Refuse vectors whose inner products float32 could not hold.
+
+    Args:
+        one: Euclidean norm of the longest vector of one side.
+        other: The same of the other side.
+
+    Raises:
+        BundleError: They are too long, or no numbers.
+    """
     if not one * other < float(np.finfo(np.float32).max) / 4:
         raise BundleError("scores of this bundle overflow float32; train and export the model again")
 
@@ -95,7 +104,7 @@ class ItemIndex:
         Raises:
             BundleError: They are too long, or no numbers.
         """
-        _check_products(self._reach, largest)
+        check_products(self._reach, largest)
 
     def candidates(self, vector: NDArray[np.float32], k: int, seen: NDArray[np.int32] = _NOTHING) -> NDArray[np.int64]:
         """Search for one query alone, so that its answer never depends on what else is asked at the same time.
@@ -170,7 +179,7 @@ class Truth:
         self.seen = [_NOTHING] * len(vectors) if seen is None else list(seen)
         self.k = min(k, len(items))
         self.largest_norm = largest_norm(self.vectors)
-        _check_products(largest_norm(items), self.largest_norm)
+        check_products(largest_norm(items), self.largest_norm)
         self._items = items
         self._wanted = np.array([min(self.k, len(items) - len(rows)) for rows in self.seen])
         self._least = np.zeros(len(vectors), np.float32)

@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all."""
+"""Folders and files that exist whole or not at all."""
 
 from __future__ import annotations
 
@@ -91,11 +91,15 @@ def remove_folder(folder: Path) -> None:
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove temporary folders whose process is gone."""
+    """Remove temporary folders and files whose process is gone."""
     for leftover in parent.glob(glob.escape(prefix) + "*"):
         owner = leftover.name.removeprefix(prefix).partition("-")[0]
-        if not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+        if owner.isdigit() and Path(f"/proc/{owner}").exists():
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
             remove_folder(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -142,6 +146,44 @@ def atomic_folder(target: Path, *, read_only: bool = False, replace: bool = True
         fsync_path(target.parent)
     finally:
         remove_folder(fresh)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Write a temporary file that takes the place of ``target`` when the block ends without an error.
+
+    Whoever looks at ``target`` sees what was there before or the whole new file, also after a kill. A file left by a
+    killed process is removed the next time the same target is written.
+
+    Args:
+        target: The file to create or replace. Its folder is created.
+        replace: Whether an existing target is replaced.
+
+    Yields:
+        The temporary file, empty, beside ``target``.
+
+    Raises:
+        FileExistsError: The target is there, at the start or at the end, and is not to be replaced.
+    """
+    target = target.absolute()
+    make_folder(target.parent)
+    prefix = f".{target.name}.tmp-"
+    _remove_leftovers(target.parent, prefix)
+    if not replace:
+        _check_free(target)
+    descriptor, name = tempfile.mkstemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent)
+    os.close(descriptor)
+    fresh = Path(name)
+    try:
+        yield fresh
+        fresh.chmod(0o644)
+        fsync_path(fresh)
+        if not replace:
+            _check_free(target)
+        fresh.replace(target)
+        fsync_path(target.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -16,15 +16,24 @@ PORT     ?= 8000
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NAME      := $(DATASET)-$(MODEL)
-BASE_RUN  := $(RUNS)/$(NAME)-none
-DVIB_RUN  := $(RUNS)/$(NAME)-$(DVIB)
+RUN       := $(RUNS)/$(NAME)
+BASE_RUN  := $(RUN)-none
+DVIB_RUN  := $(RUN)-$(DVIB)
 # A run is done for a given number of epochs; asking for more continues it, asking for fewer changes nothing.
 DONE      := .done$(if $(EPOCHS),-$(EPOCHS))
-BASE_OUT  := $(BUNDLES)/$(NAME)-none
-DVIB_OUT  := $(BUNDLES)/$(NAME)-$(DVIB)
+OUT       := $(BUNDLES)/$(NAME)
+BASE_OUT  := $(OUT)-none
+DVIB_OUT  := $(OUT)-$(DVIB)
 # A bundle belongs to the run of this length; its stamp lies beside the bundle, which is never edited.
-BASE_MADE := $(BUNDLES)/.$(NAME)-none$(DONE)
-DVIB_MADE := $(BUNDLES)/.$(NAME)-$(DVIB)$(DONE)
+MADE      := $(BUNDLES)/.$(NAME)
+BASE_MADE := $(MADE)-none$(DONE)
+DVIB_MADE := $(MADE)-$(DVIB)$(DONE)
+# What the benchmark compares: the plain model, itself with another seed, and both variants of DVIB.
+ARMS      := none none-other-seed constant adaptive
+ARGUMENTS_none            := --dvib none
+ARGUMENTS_none-other-seed := --dvib none --seed 7
+ARGUMENTS_constant        := --dvib constant
+ARGUMENTS_adaptive        := --dvib adaptive
 FIT       := $(BIN)/dvib-train fit --resume --model $(MODEL) --dataset $(DATASET) --device $(DEVICE) \
              $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
@@ -32,11 +41,11 @@ ifeq ($(DVIB),none)
 $(error DVIB names the variant that is compared with the plain model: constant or adaptive)
 endif
 
-.PHONY: help setup train export serve bench test lint format clean
+.PHONY: help setup train export serve bench bench-training test lint format clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make setup | train | export | serve | bench | test | lint"
+	@echo "make setup | train | export | serve | bench | bench-training | test | lint"
 	@echo "variables: MODEL=$(MODEL) DVIB=$(DVIB) DATASET=$(DATASET) DATA_DIR=$(DATA_DIR) DEVICE=$(DEVICE) EPOCHS=$(EPOCHS) HOST=$(HOST) PORT=$(PORT)"
 
 setup: $(INSTALLED)
@@ -49,29 +58,34 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 train: $(BASE_RUN)/$(DONE) $(DVIB_RUN)/$(DONE)
 
-$(BASE_RUN)/$(DONE): | $(INSTALLED)
-	$(FIT) --dvib none --out $(BASE_RUN)
-	@touch $@
-
-$(DVIB_RUN)/$(DONE): | $(INSTALLED)
-	$(FIT) --dvib $(DVIB) --out $(DVIB_RUN)
+$(RUN)-%/$(DONE): | $(INSTALLED)
+	$(FIT) $(ARGUMENTS_$*) --out $(@D)
 	@touch $@
 
 export: $(BASE_MADE) $(DVIB_MADE)
 
-$(BASE_MADE): $(BASE_RUN)/$(DONE)
-	$(BIN)/dvib-export build $(BASE_RUN) --out $(BASE_OUT) --force
+$(MADE)-%$(DONE): $(RUN)-%/$(DONE) $(BASE_RUN)/$(DONE)
+	$(BIN)/dvib-export build $(<D) --out $(OUT)-$* $(if $(findstring none,$*),,--baseline $(BASE_RUN)) --force
 	@touch $@
 
-$(DVIB_MADE): $(DVIB_RUN)/$(DONE) $(BASE_RUN)/$(DONE)
-	$(BIN)/dvib-export build $(DVIB_RUN) --out $(DVIB_OUT) --baseline $(BASE_RUN) --force
-	@touch $@
+# A run and its bundle are kept for the next time, though nothing names them but a pattern.
+.SECONDARY:
 
 serve: export
 	$(BIN)/dvib-serve --bundle baseline=$(BASE_OUT) --bundle dvib=$(DVIB_OUT) --host $(HOST) --port $(PORT)
 
-bench: export
-	$(BIN)/dvib-bench latency --baseline $(BASE_OUT) --dvib $(DVIB_OUT) --json $(REPORTS)/latency.json
+# Its exit code is the verdict's; the report is made in any case.
+bench: $(ARMS:%=$(MADE)-%$(DONE))
+	@status=0; set -x; \
+	$(BIN)/dvib-bench latency --baseline $(BASE_OUT) --dvib $(OUT)-constant --dvib $(OUT)-adaptive \
+	  --other-seed $(OUT)-none-other-seed --checkpoint $(RUN)-adaptive --json $(REPORTS)/latency.json || status=$$?; \
+	$(BIN)/dvib-bench stages $(DVIB_OUT) --json $(REPORTS)/stages.json && \
+	$(BIN)/dvib-bench load $(BASE_OUT) --dvib $(DVIB_OUT) --json $(REPORTS)/load.json && \
+	$(BIN)/dvib-bench growth --json $(REPORTS)/growth.json && \
+	$(BIN)/dvib-bench peers $(DVIB_OUT) --json $(REPORTS)/peers.json && \
+	$(BIN)/dvib-bench report $(REPORTS) && exit $$status
+
+bench-training: $(INSTALLED)
 	$(BIN)/dvib-bench training --shape baby --model $(MODEL) --json $(REPORTS)/training.json
 	$(BIN)/dvib-bench ranking --shape baby --json $(REPORTS)/ranking.json
 

@@ -1,4 +1,4 @@
-"""A real ``dvib-serve`` process and plain keep-alive connections to it, from the standard library."""
+"""Server processes of our own, and a plain keep-alive connection to one, from the standard library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlencode
 
 from training.common.errors import DvibError
@@ -32,11 +32,50 @@ def _raise_exit(_signal: int, _frame: object) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
+class Server(NamedTuple):
+    """A server that listens: where, and which process it is."""
+
+    host: str
+    port: int
+    pid: int
+
+
 @contextmanager
-def serving(bundles: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
-    """Run one server process that holds all bundles, on a free port of the loopback address.
+def running(module: str, *arguments: str) -> Iterator[Server]:
+    """Run one of our modules that serves, in a process of its own, until the block ends.
 
     Settings of the caller's environment (``DVIB_SERVE_*``) are left out: the server runs with its defaults.
+
+    Args:
+        module: Run as ``python -m``. It says on stdout that it is ``listening on http://HOST:PORT, ...``.
+        arguments: Its command line.
+
+    Yields:
+        The server, when it listens.
+
+    Raises:
+        ServerError: The server ended, or did not announce itself in time; the message holds its last line.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("DVIB_SERVE_")}
+    # -P: a folder named "service" where the benchmark was started must not take the package's place.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    previous = signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables) as process,
+        ):
+            try:
+                yield Server(*_address(process, messages), process.pid)
+            finally:
+                _stop(process)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def serving(bundles: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
+    """Run one ``dvib-serve`` process that holds all bundles, on a free port of the loopback address.
 
     Args:
         bundles: Model name → folder.
@@ -45,24 +84,16 @@ def serving(bundles: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
         Host and port.
 
     Raises:
-        ServerError: The server ended, or did not announce itself in time; the message holds its last line.
+        ServerError: See ``running``.
     """
+    with running("service", *serve_arguments(bundles)) as server:
+        yield server.host, server.port
+
+
+def serve_arguments(bundles: Mapping[str, Path]) -> list[str]:
+    """Return the command line of a ``dvib-serve`` that holds all bundles, on a free port of the loopback address."""
     options = [part for name, folder in bundles.items() for part in ("--bundle", f"{name}={folder.absolute()}")]
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("DVIB_SERVE_")}
-    # -P: a folder named "service" where the benchmark was started must not take the package's place.
-    command = [sys.executable, "-P", "-m", "service", "--host", "127.0.0.1", "--port", "0", *options]
-    previous = signal.signal(signal.SIGTERM, _raise_exit)
-    try:
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables) as process,
-        ):
-            try:
-                yield _address(process, messages)
-            finally:
-                _stop(process)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return ["--host", "127.0.0.1", "--port", "0", *options]
 
 
 def _address(process: subprocess.Popen[str], messages: IO[str]) -> tuple[str, int]:
@@ -82,7 +113,7 @@ def _address(process: subprocess.Popen[str], messages: IO[str]) -> tuple[str, in
         _stop(process)
         messages.seek(0)
         said = messages.read().strip().splitlines()
-        raise ServerError(f"dvib-serve did not start: {said[-1] if said else line.strip() or 'it said nothing'}")
+        raise ServerError(f"the server did not start: {said[-1] if said else line.strip() or 'it said nothing'}")
     return host, int(port)
 
 

@@ -16,7 +16,8 @@ NORM_SIGMA = 0.25
 SPREAD = 1.0
 QUERY_NOISE = 0.5
 SEED = 0
-_BLOCK = 50_000
+BLOCK = 50_000
+"""Items that are drawn at a stretch."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,48 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
 
 
+class Vectors:
+    """Vectors of one catalogue, drawn in turns: the same calls in the same order give the same vectors.
+
+    Args:
+        dimension: D.
+        centres: Number of clusters.
+        seed: Of the generator.
+
+    Attributes:
+        generator: Where everything is drawn from.
+        centres: float32 [C, D].
+    """
+
+    def __init__(self, dimension: int = DIMENSION, centres: int = CENTRES, seed: int = SEED) -> None:
+        self.generator = np.random.Generator(np.random.PCG64(seed))
+        drawn = self.generator.standard_normal((dimension, dimension))
+        self._rotation = np.linalg.qr(drawn)[0].astype(np.float32)
+        self._deviations = (np.arange(1, dimension + 1) ** SPECTRUM).astype(np.float32)
+        self.centres = self.noise(centres)
+        weights = np.arange(1, centres + 1) ** -ZIPF
+        self._weights = weights / weights.sum()
+
+    def noise(self, count: int) -> NDArray[np.float32]:
+        """Draw Gaussian vectors with the spectrum of all others, float32 [count, D]."""
+        drawn = self.generator.standard_normal((count, len(self._deviations)), dtype=np.float32)
+        return np.asarray((drawn * self._deviations) @ self._rotation, dtype=np.float32)
+
+    def choose(self, size: int | tuple[int, int]) -> NDArray[np.int64]:
+        """Draw centres by Zipf."""
+        return self.generator.choice(len(self.centres), size=size, p=self._weights)
+
+    def items(self, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Draw items: vectors float32 [count, D], and the rows of their centres, int64 [count]."""
+        chosen = self.choose(count)
+        lengths = self.generator.lognormal(0, NORM_SIGMA, (count, 1)).astype(np.float32)
+        return _unit(self.centres[chosen] + SPREAD * self.noise(count)) * lengths, chosen
+
+    def near(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Draw a query near the direction of each of some vectors, float32 [n, D]."""
+        return _unit(vectors) + QUERY_NOISE * _unit(self.noise(len(vectors)))
+
+
 def draw(n_items: int, n_queries: int) -> IndexData:
     """Draw items and queries; the same counts give the same vectors.
 
@@ -68,24 +111,11 @@ def draw(n_items: int, n_queries: int) -> IndexData:
         n_items: Number of items.
         n_queries: Number of queries of each kind.
     """
-    generator = np.random.Generator(np.random.PCG64(SEED))
-    rotation = np.linalg.qr(generator.standard_normal((DIMENSION, DIMENSION)))[0].astype(np.float32)
-    deviations = (np.arange(1, DIMENSION + 1) ** SPECTRUM).astype(np.float32)
-
-    def noise(count: int) -> NDArray[np.float32]:
-        drawn = generator.standard_normal((count, DIMENSION), dtype=np.float32)
-        return np.asarray((drawn * deviations) @ rotation, dtype=np.float32)
-
-    centres = noise(CENTRES)
-    weights = np.arange(1, CENTRES + 1) ** -ZIPF
-    weights /= weights.sum()
+    vectors = Vectors()
     items = np.empty((n_items, DIMENSION), dtype=np.float32)
-    for start in range(0, n_items, _BLOCK):
-        part = items[start : start + _BLOCK]
-        chosen = generator.choice(CENTRES, size=len(part), p=weights)
-        lengths = generator.lognormal(0, NORM_SIGMA, (len(part), 1)).astype(np.float32)
-        part[:] = _unit(centres[chosen] + SPREAD * noise(len(part))) * lengths
-    near = _unit(items[generator.integers(n_items, size=n_queries)]) + QUERY_NOISE * _unit(noise(n_queries))
-    three = generator.choice(CENTRES, size=(n_queries, 3), p=weights)
-    mixed = _unit(centres[three].mean(axis=1)) + QUERY_NOISE * _unit(noise(n_queries))
+    for start in range(0, n_items, BLOCK):
+        part = items[start : start + BLOCK]
+        part[:] = vectors.items(len(part))[0]
+    near = vectors.near(items[vectors.generator.integers(n_items, size=n_queries)])
+    mixed = vectors.near(vectors.centres[vectors.choose((n_queries, 3))].mean(axis=1))
     return IndexData(items, near, mixed)

@@ -1,39 +1,38 @@
-"""Latency of a baseline's bundle beside a DVIB bundle: the graph, what a request runs, and a request over HTTP."""
+"""Is a DVIB export as fast as the plain model's? A verdict that can fall either way, with the controls to show it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.http_client import Connection, serving
-from benchmarks.sampling import Call, Level, sample
-from benchmarks.statistics import RESAMPLES, Quantiles, ratio_of_quantiles
-from export.bundle import IDS, MODEL_ONNX, BundleReader
-from export.manifest import Manifest
-from export.onnx_safety import check_graph
-from export.parity import session
-from export.runtime import GRAPH_ERRORS
-from service.engine import Engine, Request
-from training.common.errors import BundleError
-from training.common.strings import StringTable
+from benchmarks import latency_round
+from benchmarks.arms import BASELINE, Arm
+from benchmarks.http_level import HttpArm, calibrate, http_round, level_name
+from benchmarks.latency_round import Round, Times
+from benchmarks.rounds import Runner, fresh_processes
+from benchmarks.sampling import rotations
+from benchmarks.statistics import CONFIDENCE, Quantiles, Ratio, ratio_of_quantiles
+from benchmarks.verdict import Comparison, Verdict
+from export.runtime import CPU
+from training.common.errors import ConfigError
 
-THREADS = 1
-"""Of ONNX Runtime and of FAISS, in every arm of this process; the server's defaults are the same."""
-GRAPH_BATCHES = (1, 32)
-LEVELS = 3 + len(GRAPH_BATCHES)
-"""Load, the graph at each batch size, the engine, HTTP."""
-LOADS = 1
-"""Timed loads of each graph in a round."""
-FOLDING = (
-    "ONNX Runtime folds whatever does not depend on the user (VBPR's projection of the item features) into constants "
-    "when it loads a graph: 'graph' times the folded graph, 'graph load' is what loading and folding take."
-)
+Kind = Literal["graph", "unfolded", "engine", "http"]
+KINDS: tuple[Kind, ...] = ("graph", "unfolded", "engine", "http")
+USERS_PER_CALL: dict[Kind, dict[int, float]] = {
+    "graph": {1: 1.0, 32: 1.0, 256: 0.25},
+    "unfolded": {1024: 0.05},
+    "engine": {1: 1.0, 32: 0.5},
+    "http": {1: 1.0, 8: 1.0, 32: 1.0},
+}
+"""Kind of level → users per call (over HTTP: requests in flight) → share of ``Options.calls``."""
+SMALL_CATALOGUE = 10_000
+HTTP_CONTROL_DELAY = 0.15
+"""Over HTTP the control must lie beyond a margin of 5 %, and so it waits for longer than elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -41,185 +40,215 @@ class Options:
     """How much is measured.
 
     Attributes:
-        rounds: Rounds at every level, at least 2; the unit of the bootstrap.
+        looks: Rounds after which a level is judged, ascending; it is settled at the first look that leaves no
+            comparison inconclusive. Each look's interval is wider, so that all together err no more often than one.
         calls: Timed calls of each arm in a round.
-        users_per_call: Users of one engine call.
         k: Items per answer.
-        seed: Draws users, order and resamples.
+        seed: Draws users, orders and resamples.
+        kinds: Levels that are measured.
+        provider: ONNX Runtime's execution provider at the graph levels.
     """
 
-    rounds: int = 20
+    looks: Sequence[int] = (20, 40, 80)
     calls: int = 200
-    users_per_call: int = 1
     k: int = 10
     seed: int = 0
+    kinds: Sequence[Kind] = KINDS
+    provider: str = CPU
+
+    @property
+    def confidence(self) -> float:
+        """Of one interval (Bonferroni)."""
+        return 1 - (1 - CONFIDENCE) / len(self.looks)
 
 
-@dataclass(frozen=True)
-class BundleArm:
-    """One bundle, and the ways into it that are timed.
+def margin_of(kind: Kind, n_items: int) -> float:
+    """Return the largest relative difference that counts as none."""
+    if kind == "http":
+        return 0.05
+    return 0.03 if kind == "engine" and n_items > SMALL_CATALOGUE else 0.02
+
+
+@dataclass
+class Level:
+    """One kind of level at one number of users per call, as far as it has been measured.
 
     Attributes:
-        folder: Where it is.
-        manifest: What it is.
-        graph: ``model.onnx``, verified.
-        users: External user ids.
+        kind: What is timed.
+        users: Users per call, or requests in flight.
+        margin: See ``margin_of``.
+        rounds: Arm → seconds of each round, float64 [calls] each.
+        ratios: Arm → the ratio of medians at the last look.
+        tails: Arm → the ratio of 99th percentiles at the last look.
     """
 
-    folder: Path
-    manifest: Manifest
-    graph: bytes
-    users: list[str]
+    kind: Kind
+    users: int
+    margin: float
+    rounds: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    ratios: dict[str, Ratio] = field(default_factory=dict)
+    tails: dict[str, Ratio] = field(default_factory=dict)
 
-    @classmethod
-    def read(cls, folder: Path) -> BundleArm:
-        """Read a bundle and try every way into it once.
+    @property
+    def name(self) -> str:
+        """Unique in the run."""
+        return f"{self.kind}_{self.users}"
 
-        Raises:
-            BundleError: It is missing, altered or inconsistent, or ONNX Runtime cannot run its graph.
-        """
-        Engine.load(folder, index_threads=THREADS)
-        with BundleReader(folder) as reader:
-            users = StringTable.from_arrays(reader.tensors(IDS), "users")
-            arm = cls(folder, reader.manifest, bytes(reader.read(MODEL_ONNX)), list(users))
-        try:
-            check_graph(arm.graph, MODEL_ONNX)
-        except BundleError as error:
-            raise BundleError(f"{folder}: {error}") from error
-        try:
-            arm.graph_call()(np.zeros(1, dtype=np.int64))
-        except (*GRAPH_ERRORS, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BundleError(f"{folder}: ONNX Runtime cannot run {MODEL_ONNX}: {reason}") from error
-        return arm
+    @property
+    def description(self) -> str:
+        """For people."""
+        return {
+            "graph": f"model.onnx, {self.users} users per call",
+            "unfolded": f"model.onnx, unfolded, {self.users} users",
+            "engine": f"what a request runs × {self.users}",
+            "http": f"HTTP, {self.users} in flight",
+        }[self.kind]
 
-    def graph_call(self) -> Call:
-        """Score all items for some users."""
-        opened = session(self.graph, threads=THREADS)
-        return lambda rows: opened.run(["scores"], {"users": rows})
+    def add(self, times: Mapping[str, NDArray[np.float64]]) -> None:
+        """Add one round."""
+        for name, values in times.items():
+            self.rounds.setdefault(name, []).append(values)
 
-    def load_call(self) -> Call:
-        """Open the graph."""
-        return lambda _rows: session(self.graph, threads=THREADS)
+    def judge(self, arms: Sequence[Arm], options: Options) -> list[Comparison]:
+        """Compare each arm with the baseline over all rounds so far."""
+        samples = {name: np.stack(rounds) for name, rounds in self.rounds.items()}
+        comparisons = []
+        for arm in arms:
+            if arm.name == BASELINE or arm.name not in samples:
+                continue
+            # The same resamples whatever the arm and the level.
+            pair = (samples[BASELINE], samples[arm.name], np.random.default_rng(options.seed))
+            self.ratios[arm.name] = ratio_of_quantiles(*pair, confidence=options.confidence)
+            self.tails[arm.name] = ratio_of_quantiles(*pair, quantile=0.99, confidence=options.confidence)
+            comparisons.append(Comparison(self.name, arm.name, arm.role, self.ratios[arm.name], self.margin))
+        return comparisons
 
-    def engine_call(self, k: int) -> Call:
-        """Answer requests as the service does: user tower, index, seen items left out."""
-        engine = Engine.load(self.folder, index_threads=THREADS)
-        users = self.users
-        return lambda rows: engine.recommend_many([Request(users[row], k) for row in rows.tolist()])
-
-    def http_call(self, connection: Connection) -> Call:
-        """Send one request over a connection."""
-        targets = [connection.target(user) for user in self.users]
-        return lambda rows: connection.post(targets[rows[0]])
-
-    def document(self) -> dict[str, Any]:
-        """Return what identifies the bundle."""
-        return self.manifest.model_dump(include={"version", "model", "variant", "preset", "dimension"})
-
-
-def check_comparable(baseline: Path, dvib: Path) -> None:
-    """Refuse two bundles whose times would differ for other reasons than DVIB.
-
-    Raises:
-        BundleError: A bundle cannot be read, or model, data set or dimension differ.
-    """
-    with BundleReader(baseline) as first, BundleReader(dvib) as second:
-        left, right = first.manifest, second.manifest
-    for what, mine, theirs in (
-        ("model", left.model, right.model),
-        ("data set fingerprint", left.dataset.fingerprint[:12], right.dataset.fingerprint[:12]),
-        ("dimension", left.dimension, right.dimension),
-    ):
-        if mine != theirs:
-            raise BundleError(
-                f"{baseline} and {dvib} cannot be compared: {what} {mine} and {theirs}; "
-                "export two runs of the same model on the same data"
-            )
-
-
-def local_levels(arms: Mapping[str, BundleArm], options: Options) -> list[Level]:
-    """Return the levels that run in this process."""
-    names, users = tuple(arms), options.users_per_call
-    levels = [Level("graph_load", "graph load", names, lambda name: arms[name].load_call(), 1, LOADS)]
-    levels += [
-        Level(
-            f"graph_batch_{batch}",
-            f"graph, batch {batch}",
-            names,
-            lambda name: arms[name].graph_call(),
-            batch,
-            options.calls,
-        )
-        for batch in GRAPH_BATCHES
-    ]
-    label = "towers + index" if users == 1 else f"towers + index × {users}"
-    levels.append(Level("engine", label, names, lambda name: arms[name].engine_call(options.k), users, options.calls))
-    return levels
-
-
-@contextmanager
-def http_level(arms: Mapping[str, BundleArm], options: Options) -> Iterator[Level]:
-    """Start one server over all bundles, so that the arms share process and memory, with a connection per arm."""
-    with serving({name: arm.folder for name, arm in arms.items()}) as (host, port), ExitStack() as stack:
-        calls: dict[str, Call] = {}
-        for name, arm in arms.items():
-            connection = stack.enter_context(closing(Connection(host, port, name, options.k)))
-            connection.check(arm.users[0], arm.manifest.version)
-            calls[name] = arm.http_call(connection)
-        yield Level("http", "HTTP request", tuple(arms), calls.__getitem__, 1, options.calls)
+    def document(self, arms: Sequence[Arm]) -> dict[str, Any]:
+        """Return everything as JSON values, times in microseconds."""
+        samples = {name: np.stack(rounds) for name, rounds in self.rounds.items()}
+        return {
+            "description": self.description,
+            "kind": self.kind,
+            "users_per_call": self.users,
+            "margin": self.margin,
+            "rounds": len(samples[BASELINE]),
+            "microseconds": {name: Quantiles.of(values).document() for name, values in samples.items()},
+            "ratio_of_medians": {name: ratio.document() for name, ratio in self.ratios.items()},
+            "ratio_of_p99": {name: ratio.document() for name, ratio in self.tails.items()},
+            "findings": {
+                arm.name: Comparison(self.name, arm.name, arm.role, self.ratios[arm.name], self.margin).finding
+                for arm in arms
+                if arm.name in self.ratios
+            },
+            "samples_microseconds": {name: (values * 1e6).round(2).tolist() for name, values in samples.items()},
+        }
 
 
 def measure(
-    baseline: Path, dvib: Path, options: Options, on_round: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-    """Time both bundles at every level.
+    arms: Sequence[Arm], n_items: int, options: Options, on_round: Callable[[str], None] | None = None
+) -> tuple[list[Level], Verdict]:
+    """Time all arms at every level until each level is settled or its last look is over.
 
     Args:
-        baseline: The plain model's bundle.
-        dvib: The DVIB model's bundle.
+        arms: The baseline first.
+        n_items: Of the catalogue; chooses margins.
         options: How much is measured.
-        on_round: Called after each round with the level's description.
+        on_round: Called after each round with what was measured.
 
     Returns:
-        The document that ``--json`` writes; times in microseconds.
+        The levels, and what they say together.
 
     Raises:
-        BundleError: A bundle is unusable, or the two cannot be compared.
-        ServerError: The server fails.
+        BundleError: A bundle cannot be opened.
+        ConfigError: The provider is not there.
+        DvibError: A process died.
+        ServerError: A server fails.
     """
-    check_comparable(baseline, dvib)
-    arms = {"baseline": BundleArm.read(baseline), "dvib": BundleArm.read(dvib)}
-    n_users = len(arms["baseline"].users)
-    generator = np.random.default_rng(options.seed)
-    levels: dict[str, Any] = {}
-
-    def run(level: Level) -> None:
-        done = (lambda: on_round(level.description)) if on_round is not None else None
-        times = sample(level, n_users, options.rounds, generator, on_round=done)
-        levels[level.name] = _level_document(level, times, generator)
-
-    for level in local_levels(arms, options):
-        run(level)
-    with http_level(arms, options) as level:
-        run(level)
-    return {
-        "dataset": arms["baseline"].manifest.dataset.name,
-        "bundles": {name: arm.document() for name, arm in arms.items()},
-        "options": {**vars(options), "threads": THREADS, "resamples": RESAMPLES, "bootstrap_unit": "round"},
-        "note": FOLDING,
-        "levels": levels,
-    }
+    if options.provider not in onnxruntime.get_available_providers():
+        raise ConfigError(
+            f"this ONNX Runtime has no {options.provider}, only {', '.join(onnxruntime.get_available_providers())}; "
+            "install the gpu group"
+        )
+    levels: list[Level] = []
+    comparisons: list[Comparison] = []
+    with fresh_processes(latency_round.__name__) as run:
+        for kind in options.kinds:
+            of_kind = [Level(kind, users, margin_of(kind, n_items)) for users in USERS_PER_CALL[kind]]
+            play = _http_player(arms, options) if kind == "http" else _local_player(kind, arms, options, run)
+            comparisons += _until_settled(of_kind, arms, options, play, on_round or (lambda _: None))
+            levels += of_kind
+    return levels, Verdict.of(comparisons)
 
 
-def _level_document(
-    level: Level, times: Mapping[str, NDArray[np.float64]], generator: np.random.Generator
-) -> dict[str, Any]:
-    return {
-        "description": level.description,
-        "users_per_call": level.users_per_call,
-        "calls_per_round": level.calls,
-        "microseconds": {name: Quantiles.of(values).document() for name, values in times.items()},
-        "ratio_of_medians": ratio_of_quantiles(times["baseline"], times["dvib"], generator).document(),
-        "samples_microseconds": {name: (values * 1e6).round(3).tolist() for name, values in times.items()},
-    }
+Player = Callable[[Sequence[str], int], Times]
+"""Arms in the order of opening, and the round's number → times."""
+
+
+def _until_settled(
+    levels: Sequence[Level],
+    arms: Sequence[Arm],
+    options: Options,
+    play: Player,
+    on_round: Callable[[str], None],
+) -> list[Comparison]:
+    generator = np.random.default_rng((options.seed, KINDS.index(levels[0].kind)))
+    orders: list[list[str]] = []
+    names = [arm.name for arm in arms if levels[0].kind != "http" or arm.graph is None]
+    comparisons: list[Comparison] = []
+    done = 0
+    for look in options.looks:
+        while done < look:
+            orders = orders or rotations(names, generator)
+            for users, times in play(orders.pop(), done).items():
+                next(level for level in levels if level.users == users).add(times)
+            done += 1
+            on_round(levels[0].kind)
+        comparisons = [comparison for level in levels for comparison in level.judge(arms, options)]
+        if all(entry.role == "shown" or entry.finding != "inconclusive" for entry in comparisons):
+            break
+    return comparisons
+
+
+def _calls(kind: Kind, options: Options) -> dict[int, int]:
+    return {users: max(1, round(share * options.calls)) for users, share in USERS_PER_CALL[kind].items()}
+
+
+def _local_player(
+    kind: Literal["graph", "unfolded", "engine"], arms: Sequence[Arm], options: Options, run: Runner
+) -> Player:
+    by_name = {arm.name: arm for arm in arms}
+
+    def play(order: Sequence[str], number: int) -> Times:
+        opened = [by_name[name] for name in order]
+        seed = (options.seed, KINDS.index(kind), number)
+        return run(latency_round.play, Round(kind, opened, _calls(kind, options), options.k, options.provider, seed))
+
+    return play
+
+
+def _http_player(arms: Sequence[Arm], options: Options) -> Player:
+    calls = _calls("http", options)
+    median = calibrate(arms[0].folder, k=options.k, concurrency=[1])[level_name(1)]
+    by_name = {arm.name: _http_arm(arm, median) for arm in arms if arm.graph is None}
+
+    def play(order: Sequence[str], number: int) -> Times:
+        seed = int(np.random.SeedSequence((options.seed, number)).generate_state(1)[0])
+        found = http_round(
+            [by_name[name] for name in order],
+            k=options.k,
+            concurrency=list(calls),
+            requests=calls[1],
+            seed=seed,
+        )
+        return {
+            users: {name: np.array(seconds) for name, seconds in found[level_name(users)].items()} for users in calls
+        }
+
+    return play
+
+
+def _http_arm(arm: Arm, median: float) -> HttpArm:
+    # The server answers one batch after the other and passes a delay on to everybody who waits: what is this share of a
+    # lone request's median is at least that of any other's.
+    delay = HTTP_CONTROL_DELAY if arm.role == "control" else arm.delay
+    return HttpArm(arm.name, arm.folder, delay_us=delay * median * 1e6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.statistics import Ratio
 from training.common.console import EXIT_DIFFERENT, EXIT_INCONCLUSIVE, EXIT_VOID
@@ -12,7 +12,7 @@ from training.common.console import EXIT_DIFFERENT, EXIT_INCONCLUSIVE, EXIT_VOID
 Finding = Literal["equivalent", "different", "inconclusive"]
 Role = Literal["same", "measured", "control", "shown"]
 """What an arm is there for: ``same`` is the baseline once more and must be equivalent; ``control`` is slower on purpose
-and must be found different; ``measured`` is what the run is about; ``shown`` is judged by nobody."""
+and must be found slower; ``measured`` is what the run is about; ``shown`` is judged by nobody."""
 
 
 def finding_of(ratio: Ratio, margin: float) -> Finding:
@@ -58,7 +58,9 @@ class Comparison:
     @property
     def as_wanted(self) -> bool:
         """Whether the arm is found to be what it must be; what is only shown may be anything."""
-        return self.role == "shown" or self.finding == ("different" if self.role == "control" else "equivalent")
+        if self.role == "control":
+            return self.finding == "different" and self.ratio.low > 1
+        return self.role == "shown" or self.finding == "equivalent"
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,14 @@ class Verdict:
         return {0: "equivalent", EXIT_DIFFERENT: "different", EXIT_VOID: "void", EXIT_INCONCLUSIVE: "inconclusive"}[
             self.code
         ]
+
+    def document(self) -> dict[str, Any]:
+        """Return the verdict as JSON values."""
+        return {
+            "word": self.word,
+            "code": self.code,
+            "reasons": [
+                {"level": entry.level, "arm": entry.arm, "role": entry.role, "finding": entry.finding}
+                for entry in self.reasons
+            ],
+        }

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.onnx_folding import is_worth_folding
+from export.runtime import CPU
 
 TOLERANCE = 2e-6
 """Largest difference of a score, relative to the largest absolute score of the same user."""
@@ -96,18 +97,20 @@ class Agreement:
         return np.asarray((np.abs(best.astype(np.float64) - found) <= allowed).all(axis=1))
 
 
-def session(data: bytes, *, optimised: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open an ONNX graph on the CPU: one of our own making, or one that `export.onnx_safety` has passed.
+def session(
+    data: bytes, *, optimised: bool = True, folded: bool | None = None, threads: int = 0, provider: str = CPU
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph: one of our own making, or one that `export.onnx_safety` has passed.
 
     Args:
         data: The serialised graph.
-        optimised: Let ONNX Runtime optimise, and fold where that does not take too much memory.
+        optimised: Let ONNX Runtime optimise.
+        folded: Let it fold what does not depend on an input, too; None for wherever that does not take too much memory.
         threads: Of one call; 0 for as many as there are cores.
+        provider: What runs the graph; no other takes over where it is missing, as `opened.get_providers()` tells.
     """
-    return _open(data, optimised=optimised, folded=optimised and is_worth_folding(data), threads=threads)
-
-
-def _open(data: bytes, *, optimised: bool, folded: bool, threads: int) -> onnxruntime.InferenceSession:
+    if folded is None:
+        folded = optimised and is_worth_folding(data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -115,7 +118,7 @@ def _open(data: bytes, *, optimised: bool, folded: bool, threads: int) -> onnxru
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     if not folded:
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(data, options, providers=[provider])
 
 
 def onnx_scores(data: bytes, n_users: int, n_items: int, *, optimised: bool = True) -> Scores:
@@ -130,7 +133,7 @@ def onnx_scores(data: bytes, n_users: int, n_items: int, *, optimised: bool = Tr
             run.
     """
     folded = optimised and is_worth_folding(data)
-    opened = _open(data, optimised=optimised, folded=folded, threads=0 if folded else 1)
+    opened = session(data, optimised=optimised, folded=folded, threads=0 if folded else 1)
 
     def run(users: NDArray[np.int64]) -> NDArray[np.float32]:
         scores: NDArray[np.float32] = opened.run(["scores"], {"users": users})[0]

@@ -1,9 +1,11 @@
-"""ONNX Runtime's errors. Needs neither torch nor training."""
+"""ONNX Runtime's errors and providers. Needs neither torch nor training."""
 
 from __future__ import annotations
 
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 GRAPH_ERRORS = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from fastapi import FastAPI
 
 from service.batching import Batcher
 from service.errors import Errors
-from service.routes import make_router
+from service.routes import add_routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -39,7 +40,11 @@ def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for name, engine in engines.items():
             batchers[name] = Batcher(engine, name=name, max_batch=settings.max_batch, max_queue=settings.max_queue)
+        # What is loaded stays: looking through it for garbage again and again would hold requests up.
+        gc.collect()
+        gc.freeze()
         yield
+        gc.unfreeze()
         closing = list(batchers.values())
         batchers.clear()
         for batcher in closing:
@@ -55,5 +60,5 @@ def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
     errors = Errors(settings)
     errors.install(app)
     manifests = {name: engine.manifest for name, engine in engines.items()}
-    app.include_router(make_router(manifests, batchers, errors, settings))
+    add_routes(app.router, manifests, batchers, errors, settings)
     return app

@@ -27,8 +27,9 @@ class QueueFullError(Exception):
 class Batcher:
     """One engine, one worker thread, one queue. Lives in one event loop.
 
-    An idle batcher starts a call at once; a busy one collects. So a batch has more than one request only when the
-    engine is the bottleneck, and nobody ever waits for company.
+    An idle batcher starts a call as soon as the event loop has taken in what is there already; a busy one collects. So
+    a batch has more than one request only where requests come together or the engine is the bottleneck, and nobody
+    ever waits for company to come.
 
     Args:
         engine: Called in the worker thread only, one call at a time.
@@ -56,10 +57,14 @@ class Batcher:
         """
         if len(self._waiting) >= self._max_queue:
             raise QueueFullError
-        future: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Recommendation] = loop.create_future()
         self._waiting.append((Request(user_id, k), future))
         if not self._busy:
-            self._start()
+            self._busy = True
+            # Not at once: a call for the first of several requests would fight the event loop, which reads the others,
+            # for the interpreter.
+            loop.call_soon(self._start)
         return await future
 
     def close(self) -> None:
@@ -94,4 +99,4 @@ class Batcher:
                 future.set_result(answers[position])
             else:
                 future.set_exception(error)
-        self._start()
+        asyncio.get_running_loop().call_soon(self._start)  # behind those who send the answers

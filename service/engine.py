@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
@@ -10,23 +10,26 @@ import numpy as np
 from export.bundle import INDEX
 from export.index_search import sample_users
 from export.serving import load_for_serving
-from service.ranking import Query, Ranked, Ranker
+from service.ranking import Query, Ranker
 from service.tower import UserTower
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from export.serving import ServingBundle
+    from training.common.strings import StringTable
 
 Source = Literal["model", "popular", "history"]
 
 _LOOKS = (64, 1024)
 """Users that an approximate index is tried with: few at first, more before it is refused, for few may be unlucky."""
 _RECALL_SLACK = 0.1
+_NAMES = 2**16
+"""Items whose id and title are kept as Python strings, those recommended last: some 20 MB at most."""
 
 
 class Request(NamedTuple):
@@ -45,8 +48,7 @@ class ScoredItem(NamedTuple):
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """An answer, best item first, and where its order comes from."""
 
     source: Source
@@ -74,20 +76,21 @@ class Engine:
     def __init__(self, bundle: ServingBundle, *, index_threads: int = 1) -> None:
         self.manifest = bundle.manifest
         self._users = bundle.users
-        self._item_ids = bundle.item_ids
-        self._titles = bundle.titles
+        self._name = _cached_names(bundle.item_ids, bundle.titles)
+        self._users.find("")  # prepares the table for the first request
         self._seen = bundle.seen
         self._popularity = bundle.popularity
         rows = np.arange(len(bundle.items))
         self._popular: NDArray[np.int64] = np.lexsort((rows, -bundle.popularity))
-        self._tower = UserTower(bundle.user_tower, len(bundle.users), bundle.manifest.dimension)
-        self._ranker = Ranker(
+        self.tower = UserTower(bundle.user_tower, len(bundle.users), bundle.manifest.dimension)
+        self.ranker = Ranker(
             bundle.index,
             bundle.manifest.index,
             bundle.items,
-            largest_user_norm=self._tower.largest_norm,
+            largest_user_norm=self.tower.largest_norm,
             threads=index_threads,
         )
+        self._codes = self.ranker.encode(self.tower.blocks())
         self._check_recall()
 
     def _check_recall(self) -> None:
@@ -98,7 +101,7 @@ class Engine:
         found = 0.0
         for most in _LOOKS:
             users = sample_users(len(self._users), most)
-            found = self._ranker.recall(self._tower(users), [self._seen.of(user) for user in users])
+            found = self.ranker.recall(self.tower(users), [self._seen.of(user) for user in users])
             if found >= stated.value - _RECALL_SLACK:
                 return
         raise BundleError(
@@ -149,21 +152,43 @@ class Engine:
         """
         users = [self._users.find(request.user_id) for request in requests]
         known = [(user, request.k) for user, request in zip(users, requests, strict=True) if user is not None]
-        ranked: list[Ranked] = []
-        if known:
-            vectors = self._tower(np.array([user for user, _ in known], dtype=np.int64))
-            queries = [Query(vector, self._seen.of(user), k) for vector, (user, k) in zip(vectors, known, strict=True)]
-            ranked = self._ranker.top(queries)
-        answers = []
-        best = iter(ranked)
-        for user, request in zip(users, requests, strict=True):
-            if user is None:
-                rows = self._popular[: request.k]
-                answers.append(Recommendation("popular", self._items(rows, self._popularity[rows])))
-            else:
-                answers.append(Recommendation("model", self._items(*next(best))))
-        return answers
+        ranked = iter(self.ranker.top(self.queries(known)))
+        return [
+            self._popular_items(request.k) if user is None else Recommendation("model", self._items(*next(ranked)))
+            for user, request in zip(users, requests, strict=True)
+        ]
 
-    def _items(self, rows: NDArray[np.int64], scores: NDArray[np.generic]) -> list[ScoredItem]:
-        pairs: Iterable[tuple[int, float]] = zip(rows.tolist(), scores.tolist(), strict=True)
-        return [ScoredItem(row, self._item_ids[row], self._titles[row] or None, float(score)) for row, score in pairs]
+    def queries(self, known: Sequence[tuple[int, int]]) -> list[Query]:
+        """Return what the ranker is asked: the user tower's vectors and the items to leave out.
+
+        Args:
+            known: User row and number of items, of each.
+        """
+        if not known:
+            return []
+        vectors = self.tower(np.array([user for user, _ in known], dtype=np.int64))
+        return [
+            Query(vector, self._seen.of(user), k, self._codes and self._codes.of(user))
+            for vector, (user, k) in zip(vectors, known, strict=True)
+        ]
+
+    def _popular_items(self, k: int) -> Recommendation:
+        rows = self._popular[:k]
+        return Recommendation("popular", self._items(rows, self._popularity[rows].astype(np.float64)))
+
+    def _items(self, rows: NDArray[np.int64], scores: NDArray[np.float64]) -> list[ScoredItem]:
+        rows_, name = rows.tolist(), self._name
+        return [
+            ScoredItem(row, item_id, title, score)
+            for row, (item_id, title), score in zip(rows_, map(name, rows_), scores.tolist(), strict=True)
+        ]
+
+
+def _cached_names(item_ids: StringTable, titles: StringTable) -> Callable[[int], tuple[str, str | None]]:
+    """Return item row → id and title."""
+
+    @lru_cache(maxsize=_NAMES)
+    def name(row: int) -> tuple[str, str | None]:
+        return item_ids[row], titles[row] or None
+
+    return name

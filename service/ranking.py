@@ -1,18 +1,22 @@
-"""Top-k over item vectors: an index proposes candidates, exact float64 scores decide."""
+"""Top-k over item vectors: a scan or an index proposes candidates, exact float64 scores decide."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import logging
+from math import floor
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+import faiss
 import numpy as np
 
 from export.bundle import INDEX
 from export.index import read_index
 from export.index_search import Truth, contained, search_threads
+from service.scan import NEVER, Code, Codes, Scan, ScanError
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -20,6 +24,12 @@ if TYPE_CHECKING:
 
 _SLACK = 16
 _CHUNK = 4096
+_MOST_GROUP = 32
+_GROUPS_PER_ITEM = 8
+_FEW, _FEW_PER_K, _SHARE = 512, 4, 16
+"""Scoring exactly so many candidates, a multiple of k or a part of all items takes less than searching the index."""
+
+_log = logging.getLogger(__name__)
 
 
 class Query(NamedTuple):
@@ -29,11 +39,13 @@ class Query(NamedTuple):
         vector: float32 [D].
         seen: int32 [S], item rows never to return, strictly ascending.
         k: Number of items wanted, at least 1.
+        code: The vector as `Ranker.encode` coded it; it is coded anew where this is left out.
     """
 
     vector: NDArray[np.float32]
     seen: NDArray[np.int32]
     k: int
+    code: Code | None = None
 
 
 class Ranked(NamedTuple):
@@ -65,25 +77,31 @@ def exact_scores(
         float64 [n].
     """
     wide = vector.astype(np.float64)
-    scores = np.empty(len(rows), dtype=np.float64)
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        scores[start : start + len(part)] = np.multiply(items[part], wide).sum(axis=1)
+    if len(rows) <= _CHUNK:
+        return _sums(items, rows, wide)
+    parts = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
+    return np.concatenate([_sums(items, part, wide) for part in parts])
+
+
+def _sums(items: NDArray[np.float32], rows: NDArray[np.int64], wide: NDArray[np.float64]) -> NDArray[np.float64]:
+    scores: NDArray[np.float64] = (items.take(rows, axis=0) * wide).sum(axis=1)
     return scores
 
 
 class Ranker:
     """Top-k for batches of queries: the exact one with an exact index, and exact scores with every index.
 
-    An approximate index may miss items of the top-k, as often as the manifest's recall says; whatever it proposes is
-    scored exactly, and each query is searched for alone, so that its answer does not depend on its batch.
+    Over an exact index all items are first scanned in 8-bit integers, `service.scan`, which leaves the few that can be
+    among the best; where it leaves many, or this machine cannot scan, the index is searched. An approximate index may
+    miss items of the top-k, as often as the manifest's recall says; whatever it proposes is scored exactly, and each
+    query is searched for alone, so that its answer does not depend on its batch.
 
     Args:
         index: Serialised FAISS index over ``items``, inner product.
         entry: What the manifest says of it.
-        items: float32 [I, D].
+        items: float32 [I, D]. With an exact index, which holds them too, they are not kept.
         largest_user_norm: Euclidean norm of the longest vector that will be asked for.
-        threads: Threads of one index search.
+        threads: Threads of one scan and of one index search.
 
     Raises:
         BundleError: The bytes are no index over vectors of this shape, or scores would overflow float32.
@@ -103,19 +121,31 @@ class Ranker:
             self._index = read_index(index, entry, n_items, dimension)
         except BundleError as error:
             raise BundleError(f"{INDEX}: {error}; export the bundle again") from error
-        self._items = items
+        self._items = self._held(items) if entry.exact else items
         self._threads = threads
-        largest_item_norm = 0.0
-        for start in range(0, n_items, _CHUNK):
-            part = items[start : start + _CHUNK]
-            if entry.exact and not np.array_equal(part, self._index.index.reconstruct_n(start, len(part))):
-                raise BundleError("the item index holds other vectors than items.npy; export the bundle again")
-            largest_item_norm = max(largest_item_norm, float(np.linalg.norm(part.astype(np.float64), axis=1).max()))
+        largest_item_norm = max(
+            float(np.linalg.norm(items[start : start + _CHUNK].astype(np.float64), axis=1).max())
+            for start in range(0, n_items, _CHUNK)
+        )
         self._index.check_norm(largest_user_norm)
         # |float32 inner product - exact| <= gamma_D |u| |v| for every order of summation (Higham, Accuracy and
         # Stability of Numerical Algorithms, eq. 3.5); doubled, for the smaller errors of the exact side.
         unit = dimension * float(np.finfo(np.float32).eps)
         self._error_per_norm = 2 * unit * largest_item_norm
+        self._scan: Scan | None = None
+        if entry.exact:
+            try:
+                self._scan = Scan(self._items, largest_user_norm=largest_user_norm, threads=threads)
+            except ScanError as error:
+                # Searching the index gives the same answers.
+                _log.warning("requests are answered exactly but more slowly: %s", error)
+
+    def _held(self, items: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the vectors of the exact index as it holds them, after a comparison with the items."""
+        held = faiss.rev_swig_ptr(self._index.index.get_xb(), items.size).reshape(items.shape)
+        if not np.array_equal(held, items):
+            raise BundleError("the item index holds other vectors than items.npy; export the bundle again")
+        return cast("NDArray[np.float32]", held)
 
     def recall(self, vectors: NDArray[np.float32], seen: Sequence[NDArray[np.int32]]) -> float:
         """Measure the index as at export.
@@ -132,11 +162,25 @@ class Ranker:
         """
         return self._index.recall(Truth(self._items, vectors, seen)).value
 
-    def top(self, queries: Sequence[Query]) -> list[Ranked]:
-        """Answer all queries, with an exact index by one search where the first fetch suffices.
+    def encode(self, blocks: Iterable[NDArray[np.float32]]) -> Codes | None:
+        """Code user vectors once for all queries about them.
 
-        Each answer depends on its own query alone, not on the batch or on the index's arithmetic: candidates are
-        re-scored exactly, and a cut that the index's rounding could have changed is repeated with a wider fetch.
+        Args:
+            blocks: float32 [n, D] each, finite, none longer than promised.
+
+        Returns:
+            The codes of all, in order, for queries to carry; None where they need none.
+        """
+        if self._scan is None:
+            return None
+        parts = [self._scan.encode(block) for block in blocks]
+        return Codes(np.concatenate([part.levels for part in parts]), np.concatenate([part.errors for part in parts]))
+
+    def top(self, queries: Sequence[Query]) -> list[Ranked]:
+        """Answer all queries, with an exact index by one scan as far as its buffer reaches.
+
+        Each answer depends on its own query alone, not on the batch or on the arithmetic of scan and index: candidates
+        are re-scored exactly, and include every item that rounding could have kept from the best.
 
         Args:
             queries: Any number of them.
@@ -147,6 +191,40 @@ class Ranker:
         """
         if not self._index.entry.exact:
             return [self._rank_proposed(query) for query in queries]
+        if self._scan is None:
+            return self._rank_searched(queries)
+        answers: list[Ranked | None] = []
+        for start in range(0, len(queries), self._scan.most_users):
+            answers += self._rank_scanned(self._scan, queries[start : start + self._scan.most_users])
+        if None not in answers:
+            return cast("list[Ranked]", answers)
+        left = [query for query, answer in zip(queries, answers, strict=True) if answer is None]
+        searched = iter(self._rank_searched(left))
+        return [next(searched) if answer is None else answer for answer in answers]
+
+    def _rank_scanned(self, scan: Scan, queries: Sequence[Query]) -> list[Ranked | None]:
+        """Answer those queries whose candidates are few."""
+        codes = [query.code or scan.encode(query.vector[None]).of(0) for query in queries]
+        sums = scan([code.levels for code in codes])
+        return [self._rank_row(query, row, code.error) for query, row, code in zip(queries, sums, codes, strict=True)]
+
+    def _rank_row(self, query: Query, sums: NDArray[np.int32], error: float) -> Ranked | None:
+        """Return the answer, or None where too many items might belong into it."""
+        n_items = len(sums)
+        if n_items - len(query.seen) <= query.k:
+            return self._rank_all(query)
+        sums[query.seen] = NEVER
+        least = floor(_kth_largest(sums, query.k) - 2 * error)
+        rows = (sums >= max(least, NEVER + 1)).nonzero()[0]
+        if len(rows) > max(_FEW, _FEW_PER_K * query.k, n_items // _SHARE):
+            return None
+        return self._order(query, rows)
+
+    def _rank_searched(self, queries: Sequence[Query]) -> list[Ranked]:
+        """Answer by the exact index, in one search where the first fetch suffices.
+
+        A cut that the index's rounding could have changed is repeated with a wider fetch.
+        """
         answers: dict[int, Ranked] = {}
         fetches = {position: q.k + len(q.seen) + _SLACK for position, q in enumerate(queries)}
         while fetches:
@@ -195,3 +273,22 @@ class Ranker:
         scores = exact_scores(self._items, rows, query.vector)
         order = np.lexsort((rows, -scores))[: query.k]
         return Ranked(rows[order], scores[order])
+
+
+def _kth_largest(sums: NDArray[np.int32], k: int) -> int:
+    """Return a number that at least k of the sums reach, above `NEVER`, and hardly more of them.
+
+    The maxima of groups are sums of different items, and the best k hardly ever share a group where there are many.
+
+    Args:
+        sums: int32 [n], more than k of them above `NEVER`.
+        k: At least 1.
+    """
+    size = min(_MOST_GROUP, len(sums) // (_GROUPS_PER_ITEM * k))
+    if size > 1:
+        groups = len(sums) // size
+        maxima = np.maximum.reduce(sums[: size * groups].reshape(size, groups), axis=0)
+        maxima.partition(groups - k)
+        if maxima[groups - k] > NEVER:
+            return int(maxima[groups - k])
+    return int(np.partition(sums, len(sums) - k)[len(sums) - k])

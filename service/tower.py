@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
 from export.onnx_safety import USERS, VECTORS
 from export.runtime import GRAPH_ERRORS
+from service.session import Buffers, open_session
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_CHECK_ROWS = 1024
+_BLOCK_ROWS = 1024
 
 
 @contextmanager
@@ -46,20 +46,23 @@ class UserTower:
 
     def __init__(self, graph: bytes, n_users: int, dimension: int) -> None:
         self._dimension = dimension
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # The arena would keep the largest batch's buffers for good; a tower's outputs are small.
-        options.enable_cpu_mem_arena = False
         with _as_bundle_error("load"):
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = open_session(graph, threads=1)
+        self._row, self._vector = np.empty(1, dtype=np.int64), np.empty((1, dimension), dtype=np.float32)
+        self._single = Buffers(self._session, self._row, self._vector)
+        self._n_users = n_users
         self.largest_norm = 0.0
-        for start in range(0, n_users, _CHECK_ROWS):
-            rows = np.arange(start, min(start + _CHECK_ROWS, n_users), dtype=np.int64)
-            with _as_bundle_error("run"):
-                norms = np.linalg.norm(self(rows).astype(np.float64), axis=1)
-            self.largest_norm = max(self.largest_norm, float(norms.max()))
+        with _as_bundle_error("run"):
+            for vectors in self.blocks():
+                if not np.isfinite(vectors).all():
+                    raise BundleError("the user tower gives NaN or infinite vectors; train and export the model again")
+                norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+                self.largest_norm = max(self.largest_norm, float(norms.max()))
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the vectors of all users in order, float32 [n, D], some at a time."""
+        for start in range(0, self._n_users, _BLOCK_ROWS):
+            yield self(np.arange(start, min(start + _BLOCK_ROWS, self._n_users), dtype=np.int64))
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of some users.
@@ -71,13 +74,15 @@ class UserTower:
             float32 [B, D].
 
         Raises:
-            BundleError: The graph gave something else, or NaN or infinite values.
+            BundleError: The graph gave something else.
         """
+        if len(rows) == 1:
+            self._row[:] = rows
+            self._single.run(1)
+            return self._vector.copy()
         vectors: NDArray[np.float32] = self._session.run([VECTORS], {USERS: rows})[0]
         if vectors.shape != (len(rows), self._dimension):
             raise BundleError(
                 f"the user tower gives {vectors.shape}, wanted {(len(rows), self._dimension)}; export the bundle again"
             )
-        if not np.isfinite(vectors).all():
-            raise BundleError("the user tower gives NaN or infinite vectors; train and export the model again")
         return vectors

@@ -52,7 +52,7 @@ def make_content(
         dimension: D.
         seen_share: Mean share of items that a user has seen.
         levels: Where positive, vector entries are whole numbers from ``-levels`` to ``levels``: exact ties everywhere.
-        seed: Of the generator.
+        seed: Of the vectors; the seen items depend on the counts alone.
     """
     draw = np.random.default_rng(seed)
 
@@ -66,7 +66,8 @@ def make_content(
     repeats = n_items // 3
     items[n_items - repeats :] = items[:repeats]
     everything = np.arange(n_items, dtype=np.int32)
-    seen = [np.flatnonzero(draw.random(n_items) < seen_share).astype(np.int32) for _ in range(n_users)]
+    history = np.random.default_rng((n_users, n_items))
+    seen = [np.flatnonzero(history.random(n_items) < seen_share).astype(np.int32) for _ in range(n_users)]
     seen[0], seen[1], seen[2] = everything, np.delete(everything, [1, n_items - 2]), everything[:0]
     return Content(
         users=users,

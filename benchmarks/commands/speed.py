@@ -1,9 +1,8 @@
-"""``dvib-bench training``, ``ranking``, ``memory`` and ``latency``: what things cost."""
+"""``dvib-bench training``, ``ranking`` and ``memory``: what things cost."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -121,37 +120,3 @@ def memory(
     for line in report(result):
         typer.echo(line)
     write_document(json_file, {"benchmark": "memory", **result, "environment": environment})
-
-
-@app.command(
-    epilog="Examples: `dvib-bench latency --baseline bundles/baseline --dvib bundles/dvib`; "
-    "`dvib-bench latency --baseline bundles/baseline --dvib bundles/baseline --rounds 40 --json reports/aa.json` "
-    "(the same bundle twice: how far apart equal arms are)"
-)
-def latency(
-    baseline: Annotated[Path, typer.Option("--baseline", help="The plain model's bundle.")],
-    dvib: Annotated[Path, typer.Option("--dvib", help="The DVIB model's bundle.")],
-    rounds: Annotated[int, typer.Option("--rounds", min=2, help="Rounds at each level: the bootstrap's unit.")] = 20,
-    calls: Annotated[int, typer.Option("--calls", min=1, help="Timed calls of each bundle in a round.")] = 200,
-    users_per_call: Annotated[int, typer.Option("--users-per-call", min=1, help="Users of one engine call.")] = 1,
-    k: Annotated[int, typer.Option("--k", min=1, max=1000, help="Items per answer.")] = 10,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws users, order and resamples.")] = 0,
-    json_file: JsonFile = None,
-) -> None:
-    """Latency of two bundles, interleaved: the graph, what a request runs, and HTTP. Gives figures, no verdict."""
-    require_groups("service", "cpu")
-    from benchmarks.latency import LEVELS, Options, measure
-    from benchmarks.latency_report import report
-
-    environment = begin(json_file)
-    options = Options(rounds=rounds, calls=calls, users_per_call=users_per_call, k=k, seed=seed)
-    with progress_bar(LEVELS * rounds, "rounds") as bar:
-
-        def show(level: str) -> None:
-            bar.describe(level)
-            bar.advance()
-
-        result = measure(baseline, dvib, options, show)
-    for line in report(result):
-        typer.echo(line)
-    write_document(json_file, {"benchmark": "latency", **result, "environment": environment})

@@ -1,119 +1,94 @@
 from __future__ import annotations
 
-from contextlib import closing
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import NDArray
 
-from benchmarks import latency
-from benchmarks.http_client import Connection, ServerError, serving
+from benchmarks import cold, latency, latency_round
+from benchmarks.arms import AGAIN, BASELINE, CONTROL_DELAY, DELAYED, OTHER_SEED, UNSTRIPPED, Arm, make_arms
+from benchmarks.latency import Level, Options, margin_of
+from benchmarks.latency_round import Round, Times, play
+from benchmarks.rounds import fresh_processes
+from benchmarks.sampling import Contestant
+from benchmarks.verdict import Role, Verdict
+from export.bundle import MODEL_ONNX
 from export.parity import session
+from export.serving import load_for_serving
 from service.engine import Engine
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
-from training.common.errors import BundleError
+from training.common.errors import BundleError, DvibError
 
-QUICK = latency.Options(rounds=2, calls=3)
-LEVELS = ["graph_load", "graph_batch_1", "graph_batch_32", "engine", "http"]
+Bundles = tuple[Path, Path]
+CPU = "CPUExecutionProvider"
+
+
+@pytest.fixture(scope="module")
+def other_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("seeds") / "other", seed=2)
+
+
+@pytest.fixture
+def arms(bundles: Bundles, other_seed: Path) -> list[Arm]:
+    # Any graph does for the arm that is run from a file of its own.
+    return make_arms(bundles[0], [bundles[1]], other_seed=other_seed, unstripped=bundles[1] / MODEL_ONNX)
 
 
 def test_the_whole_way_from_the_command_line(
-    bench: Bench,
-    bundles: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    bench: Bench, bundles: Bundles, other_seed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("DVIB_SERVE_NONSENSE", "1")  # the server would refuse to start with it
     place = tmp_path / "latency.json"
-    sizes = ("--rounds", "3", "--calls", "12", "--users-per-call", "2", "--k", "5")
-    assert bench("latency", "--baseline", bundles[0], "--dvib", bundles[1], *sizes, "--json", place) == 0
+    sizes = ("--rounds", "4", "--calls", "20", "--k", "5", "--level", "engine", "--level", "graph")
+    named = ("--baseline", bundles[0], "--dvib", bundles[1], "--other-seed", other_seed)
+    code = bench("latency", *named, *sizes, "--inject-delay-pct", "400", "--json", place)
     document = read_json(place)
+    assert code == document["verdict"]["code"] in (1, 3)  # so few rounds may overlook a control
     assert document["benchmark"] == "latency"
-    assert document["bundles"]["dvib"]["variant"] == "adaptive"
     assert document["environment"]["versions"]["onnxruntime"]
-    assert document["options"]["bootstrap_unit"] == "round"
-    assert list(document["levels"]) == LEVELS
-    assert len(LEVELS) == latency.LEVELS
-    for name, level in document["levels"].items():
-        calls = 1 if name == "graph_load" else 12
-        for arm in ("baseline", "dvib"):
-            assert np.shape(level["samples_microseconds"][arm]) == (3, calls)
-            found = level["microseconds"][arm]
-            assert 0 < found["p50"] <= found["p95"] <= found["p99"]
-        ratio = level["ratio_of_medians"]
-        assert 0 < ratio["low"] <= ratio["high"]
-        assert ratio["confidence"] == 0.9
-    assert {name: level["users_per_call"] for name, level in document["levels"].items()} == {
-        "graph_load": 1,
-        "graph_batch_1": 1,
-        "graph_batch_32": 32,
-        "engine": 2,
-        "http": 1,
+    assert list(document["levels"]) == ["graph_1", "graph_32", "graph_256", "engine_1", "engine_32"]
+    assert {name: arm["role"] for name, arm in document["arms"].items()} == {
+        BASELINE: "baseline",
+        AGAIN: "same",
+        DELAYED: "control",
+        "DVIB adaptive": "measured",
+        OTHER_SEED: "shown",
     }
+    for level in document["levels"].values():
+        assert level["rounds"] in (4, 8, 16)
+        for name, found in level["microseconds"].items():
+            assert 0 < found["p50"] <= found["p95"] <= found["p99"]
+            assert len(level["samples_microseconds"][name]) == level["rounds"]
+        assert BASELINE not in level["ratio_of_medians"]
+        assert level["findings"]["DVIB adaptive"] == "different"
+        assert level["ratio_of_medians"]["DVIB adaptive"]["low"] > 3
+    assert {name: len(values["engine_load_s"]) for name, values in document["loading"].items()} == dict.fromkeys(
+        (BASELINE, AGAIN, "DVIB adaptive", OTHER_SEED), cold.REPEATS
+    )
     shown = capsys.readouterr().out
     assert "folds" in shown
-    assert "HTTP request" in shown
-    assert str(tmp_path) not in place.read_text("utf-8")
+    assert f"verdict: {document['verdict']['word']}" in shown
+    assert document.pop("command").startswith("dvib-bench latency --baseline ")
+    assert str(tmp_path) not in json.dumps(document)
 
 
-def test_both_arms_run_with_the_same_settings(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, set[str]] = {"baseline": set(), "dvib": set()}
-    arms = {name: latency.BundleArm.read(folder) for name, folder in zip(settings, bundles, strict=True)}
-    opening = ""
-
-    def record_session(data: bytes, **options: Any) -> Any:
-        settings[opening].add(f"session {options}")
-        return session(data, **options)
-
-    load = Engine.load
-
-    def record_engine(folder: Path, **options: Any) -> Engine:
-        settings[opening].add(f"engine {options}")
-        return load(folder, **options)
-
-    monkeypatch.setattr(latency, "session", record_session)
-    monkeypatch.setattr(Engine, "load", record_engine)
-    users = np.zeros(1, dtype=np.int64)
-    for level in latency.local_levels(arms, QUICK):
-        for opening in settings:
-            level.open(opening)(users)
-    assert settings["baseline"] == settings["dvib"] == {"session {'threads': 1}", "engine {'index_threads': 1}"}
-
-
-def test_every_call_does_what_its_level_says(bundles: tuple[Path, Path]) -> None:
-    arm = latency.BundleArm.read(bundles[0])
-    engine = Engine.load(bundles[0])
-    rows = np.array([4, 5])
-    levels = {level.name: level.open("x") for level in latency.local_levels({"x": arm}, QUICK)}
-    scores: Any = levels["graph_batch_1"](rows)
-    assert scores[0].shape == (2, arm.manifest.dataset.n_items)
-    assert levels["engine"](rows) == [engine.recommend(arm.users[row], QUICK.k) for row in rows]
-    with latency.http_level({"x": arm}, QUICK) as level:
-        body: Any = level.open("x")(rows)
-    assert all(item.item_id in body.decode() for item in engine.recommend(arm.users[4], QUICK.k).items)
-
-
-def test_a_reply_from_elsewhere_is_refused(bundles: tuple[Path, Path]) -> None:
-    with (
-        serving({"one": bundles[0]}) as (host, port),
-        closing(Connection(host, port, "one", 3)) as connection,
-        closing(Connection(host, port, "two", 3)) as other,
-    ):
-        with pytest.raises(ServerError, match="wanted"):
-            connection.check("u-1", "000000000000")
-        with pytest.raises(ServerError, match="popular; wanted"):
-            connection.check("nobody", read_json(bundles[0] / "manifest.json")["version"])
-        with pytest.raises(ServerError, match="status 404"):
-            other.post(other.target("u-1"))
-    with pytest.raises(ServerError, match="no reply"):
-        connection.post(connection.target("u-1"))
-
-
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=r"did not start: .*no bundle at"), serving({"one": tmp_path / "none"}):
-        pass
+def test_the_arms_and_what_they_are_there_for(arms: list[Arm], bundles: Bundles) -> None:
+    assert {arm.name: (arm.role, arm.delay, arm.folder == bundles[0].resolve()) for arm in arms} == {
+        BASELINE: ("same", 0, True),
+        AGAIN: ("same", 0, True),
+        DELAYED: ("control", CONTROL_DELAY, True),
+        "DVIB adaptive": ("measured", 0, False),
+        OTHER_SEED: ("shown", 0, False),
+        UNSTRIPPED: ("control", 0, True),
+    }
+    injected = make_arms(bundles[0], [bundles[1]], inject=0.07)
+    assert {arm.name: arm.delay for arm in injected if arm.delay} == {DELAYED: CONTROL_DELAY, "DVIB adaptive": 0.07}
 
 
 @pytest.mark.parametrize(
@@ -121,19 +96,17 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     [
         ({"dimension": 6}, "dimension 7 and 6"),
         ({"fingerprint": "1" * 64}, "data set fingerprint 000000000000 and 111111111111"),
+        ({"n_items": 61}, "number of items 60 and 61"),
+        ({"seen_share": 0.3}, "their users have seen other items"),
         ({"graph": False}, "model.onnx is no ONNX model"),
+        ({"variant": "none"}, "is a plain model"),
     ],
 )
 def test_bundles_that_cannot_be_compared_are_refused(
-    bench: Bench,
-    bundles: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    other: dict[str, Any],
-    said: str,
+    bench: Bench, bundles: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: dict[str, Any], said: str
 ) -> None:
     place = tmp_path / "latency.json"
-    folder = make_bundle(tmp_path / "other", variant="adaptive", **other)
+    folder = make_bundle(tmp_path / "other", **{"variant": "adaptive", **other})
     assert bench("latency", "--baseline", bundles[0], "--dvib", folder, "--json", place) == 2
     shown = capsys.readouterr().err
     assert said in shown
@@ -141,10 +114,162 @@ def test_bundles_that_cannot_be_compared_are_refused(
     assert not place.exists()
 
 
-def test_an_altered_graph_is_refused(tmp_path: Path) -> None:
-    folder = make_bundle(tmp_path / "altered")
-    data = bytearray((folder / "model.onnx").read_bytes())
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--baseline", 1, "--dvib", 1), "is a model trained with DVIB adaptive"),
+        (("--baseline", 0, "--dvib", 1, "--dvib", 1), "a bundle of DVIB adaptive already"),
+        (("--baseline", 0, "--dvib", 1, "--other-seed", 0), "other weights than the baseline"),
+        (("--baseline", 0, "--dvib", 1, "--level", "grph"), "no level 'grph'; did you mean 'graph'?"),
+        (("--baseline", 0, "--dvib", 1, "--device", "cuda"), "has no CUDAExecutionProvider"),
+    ],
+)
+def test_arms_that_are_not_what_they_are_called_are_refused(
+    bench: Bench, bundles: Bundles, capsys: pytest.CaptureFixture[str], given: Sequence[str | int], said: str
+) -> None:
+    assert bench("latency", *(bundles[part] if isinstance(part, int) else part for part in given)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_altered_graph_is_refused(bundles: Bundles, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "altered", variant="adaptive", seed=1)
+    data = bytearray((folder / MODEL_ONNX).read_bytes())
     data[-1] ^= 1
-    (folder / "model.onnx").write_bytes(data)
+    (folder / MODEL_ONNX).write_bytes(data)
     with pytest.raises(BundleError, match="differs from its hash"):
-        latency.BundleArm.read(folder)
+        make_arms(bundles[0], [folder])
+
+
+class Opened:
+    """Stands for ``sample``: keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.contestants: dict[int, dict[str, Contestant]] = {}
+
+    def __call__(
+        self, contestants: Mapping[str, Contestant], n_users: int, users: int, _generator: np.random.Generator
+    ) -> dict[str, NDArray[np.float64]]:
+        assert n_users == 12
+        self.contestants[users] = dict(contestants)
+        return {}
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, arms: Sequence[Arm], kind: latency_round.Kind) -> Opened:
+    record = Opened()
+    monkeypatch.setattr(latency_round, "sample", record)
+    play(Round(kind, arms, {1: 100, 32: 50}, 5, CPU, (0,)))
+    return record
+
+
+def test_every_call_does_what_its_level_says(monkeypatch: pytest.MonkeyPatch, arms: list[Arm]) -> None:
+    rows = np.array([4, 5])
+    users = [load_for_serving(arms[0].folder).users[row] for row in rows]
+    engines = {arm.name: Engine.load(arm.folder) for arm in arms}
+    for name, contestant in opened(monkeypatch, arms, "engine").contestants[1].items():
+        answers: Any = contestant.call(rows)
+        if name == UNSTRIPPED:
+            # Equal items may come in any order here.
+            for answer, user in zip(answers, users, strict=True):
+                expected = engines["DVIB adaptive"].recommend(user, 5).items
+                assert [score for _, score in answer] == pytest.approx([item.score for item in expected], abs=1e-5)
+        else:
+            assert answers == [engines[name].recommend(user, 5) for user in users]
+    kinds: tuple[latency_round.Kind, ...] = ("graph", "unfolded")
+    for kind in kinds:
+        for name, contestant in opened(monkeypatch, arms, kind).contestants[1].items():
+            scores: Any = contestant.call(rows)
+            folder = arms[0].folder if name in (BASELINE, AGAIN, DELAYED) else None
+            assert scores[0].shape == (2, 60)
+            if folder is not None:
+                model = onnx.load(folder / MODEL_ONNX)
+                tables = {entry.name: onnx.numpy_helper.to_array(entry) for entry in model.graph.initializer}
+                assert np.allclose(scores[0], tables["table"][rows] @ tables["items"], atol=1e-5)
+
+
+def test_calls_and_delays_reach_the_arms(monkeypatch: pytest.MonkeyPatch, arms: list[Arm]) -> None:
+    record = opened(monkeypatch, arms, "engine").contestants
+    assert {name: entry.calls for name, entry in record[1].items()} == {
+        arm.name: 10 if arm.name == UNSTRIPPED else 100 for arm in arms
+    }
+    assert UNSTRIPPED not in record[32]
+    assert {name: entry.delay for name, entry in record[1].items() if entry.delay} == {DELAYED: CONTROL_DELAY}
+
+
+def test_all_arms_run_with_the_same_settings(monkeypatch: pytest.MonkeyPatch, arms: list[Arm]) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def record_session(data: bytes, **options: Any) -> Any:
+        asked.append(("session", str(options)))
+        return session(data, **options)
+
+    def record_engine(bundle: Any, **options: Any) -> Any:
+        asked.append(("engine", f"{options} {id(bundle.users)} {id(bundle.seen)} {id(bundle.titles)}"))
+        return Engine(bundle, **options)
+
+    monkeypatch.setattr(latency_round, "session", record_session)
+    monkeypatch.setattr(latency_round, "Engine", record_engine)
+    kinds: tuple[latency_round.Kind, ...] = ("graph", "unfolded", "engine")
+    for kind in kinds:
+        asked.clear()
+        opened(monkeypatch, arms[:-1], kind)
+        assert len(asked) == 5
+        assert len(set(asked)) == 1
+        assert ("'threads': 1" if kind != "engine" else "'index_threads': 1") in asked[0][1]
+        assert ("'folded': False" in asked[0][1]) == (kind == "unfolded")
+
+
+def times_of(ratios: Mapping[str, float], noise: float, calls: int = 20) -> Times:
+    draw = np.random.default_rng(0)
+    return {1: {name: 1e-4 * ratio * np.exp(noise * draw.standard_normal(calls)) for name, ratio in ratios.items()}}
+
+
+ROLES: dict[str, Role] = {BASELINE: "same", "a": "same", "c": "control", "d": "measured"}
+ARMS = [Arm(name, role, Path()) for name, role in ROLES.items()]
+
+
+@pytest.mark.parametrize(
+    ("last", "rounds", "code"),
+    [(1.0, 4, 0), (1.1, 4, 1), (0.9, 4, 1), (1.02, 16, 4)],
+    ids=["equal", "slower", "faster", "between"],
+)
+def test_a_level_is_looked_at_until_it_is_settled(last: float, rounds: int, code: int) -> None:
+    options = Options(looks=(4, 8, 16), kinds=("graph",))
+    level = Level("graph", 1, 0.02)
+    orders: list[tuple[str, ...]] = []
+    steps: list[str] = []
+    draw = np.random.default_rng(3)
+
+    def player(order: Sequence[str], number: int) -> Times:
+        assert number == len(orders)
+        orders.append(tuple(order))
+        return times_of(
+            {BASELINE: 1, "a": 1, "c": 1.05, "d": last * float(np.exp(0.003 * draw.standard_normal()))}, 1e-4
+        )
+
+    found = latency._until_settled([level], ARMS, options, player, steps.append)
+    assert len(orders) == len(steps) == rounds
+    assert Verdict.of(found).code == code
+    assert {order[0] for order in orders[:4]} == {arm.name for arm in ARMS}
+    assert level.document(ARMS)["rounds"] == rounds
+    assert found[0].ratio.confidence == pytest.approx(1 - 0.1 / 3)
+
+
+def test_margins() -> None:
+    assert margin_of("graph", 10**6) == margin_of("unfolded", 7) == margin_of("engine", 7_050) == 0.02
+    assert margin_of("engine", 18_357) == 0.03
+    assert margin_of("http", 7) == 0.05
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_every_round_has_a_process_of_its_own() -> None:
+    with fresh_processes("numpy") as run:
+        pids = {run(os.getpid) for _ in range(3)}
+        assert len(pids | {os.getpid()}) == 4
+
+
+def test_a_round_that_dies_is_an_error_of_one_line() -> None:
+    with pytest.raises(DvibError, match="process died"), fresh_processes("numpy") as run:
+        run(kill_itself)

@@ -46,6 +46,7 @@ def make(gate: Gate, *, max_batch: int = 8, max_queue: int = 16) -> Batcher:
 async def ask(batcher: Batcher, *users: str) -> list[asyncio.Task[Recommendation]]:
     tasks = [asyncio.create_task(batcher.recommend(user, 1)) for user in users]
     await asyncio.sleep(0)  # every task queues its request
+    await asyncio.sleep(0)  # an idle batcher starts
     return tasks
 
 
@@ -62,6 +63,18 @@ def test_what_arrives_during_a_call_is_answered_by_the_next() -> None:
         assert threading.get_ident() not in gate.threads
         await asyncio.gather(*await ask(batcher, "later"))
         assert gate.batches[-1] == ["later"]
+        batcher.close()
+
+    run(test())
+
+
+def test_what_is_there_already_is_answered_by_one_call() -> None:
+    async def test() -> None:
+        gate = Gate()
+        gate.open.set()
+        batcher = make(gate)
+        await asyncio.gather(*await ask(batcher, *"abc"))
+        assert gate.batches == [["a", "b", "c"]]
         batcher.close()
 
     run(test())
@@ -85,7 +98,8 @@ def test_a_cancelled_caller_disturbs_nobody() -> None:
     async def test() -> None:
         gate = Gate()
         batcher = make(gate)
-        tasks = await ask(batcher, "in flight", "waiting", "stays")
+        tasks = await ask(batcher, "in flight")
+        tasks += await ask(batcher, "waiting", "stays")
         tasks[0].cancel()
         tasks[1].cancel()
         await asyncio.sleep(0)
@@ -103,7 +117,8 @@ def test_all_waiting_callers_cancelled_leaves_the_batcher_idle() -> None:
     async def test() -> None:
         gate = Gate()
         batcher = make(gate)
-        first, second = await ask(batcher, "a", "b")
+        (first,) = await ask(batcher, "a")
+        (second,) = await ask(batcher, "b")
         second.cancel()
         await asyncio.sleep(0)
         gate.open.set()
@@ -119,7 +134,8 @@ def test_an_error_reaches_every_waiter_of_its_batch_and_only_them() -> None:
     async def test() -> None:
         gate = Gate()
         batcher = make(gate)
-        tasks = await ask(batcher, "fine", "x", "boom", "y")
+        tasks = await ask(batcher, "fine")
+        tasks += await ask(batcher, "x", "boom", "y")
         gate.open.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(results[0], Recommendation)
@@ -135,7 +151,8 @@ def test_a_full_queue_refuses() -> None:
     async def test() -> None:
         gate = Gate()
         batcher = make(gate, max_queue=2)
-        tasks = await ask(batcher, "in flight", "1", "2")
+        tasks = await ask(batcher, "in flight")
+        tasks += await ask(batcher, "1", "2")
         with pytest.raises(QueueFullError):
             await batcher.recommend("3", 1)
         gate.open.set()
@@ -149,7 +166,8 @@ def test_closing_cancels_those_who_wait_and_ends_the_thread() -> None:
     async def test() -> None:
         gate = Gate()
         batcher = make(gate)
-        first, second = await ask(batcher, "a", "b")
+        (first,) = await ask(batcher, "a")
+        (second,) = await ask(batcher, "b")
         gate.open.set()
         batcher.close()
         assert (await first).source == "popular"

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
 
 KS = (1, 2, 3, 5, 10, 37, 1000)
 
@@ -107,23 +106,6 @@ def test_equal_items_score_equally_wherever_they_lie() -> None:
     items = np.tile(draw.standard_normal(37).astype(np.float32), (9001, 1))
     for rows in (np.arange(9001), np.arange(5, 6), np.arange(3, 4500)):
         assert set(exact_scores(items, rows, vector)) == set(exact_scores(items, np.array([0]), vector))
-
-
-def test_the_index_is_searched_only_as_often_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = CONTENTS["larger"]
-    write_bundle(tmp_path / "b", content)
-    engine = Engine.load(tmp_path / "b")
-    ranker = engine._ranker
-    searches: list[int] = []
-    search = ranker._search
-
-    def counted(vectors: NDArray[np.float32], fetch: int) -> object:
-        searches.append(len(vectors))
-        return search(vectors, fetch)
-
-    monkeypatch.setattr(ranker, "_search", counted)
-    engine.recommend_many([Request(user_id, 10) for user_id in content.user_ids[4:20]])
-    assert searches == [16]
 
 
 def damaged(folder: Path, content: Content, name: str, data: bytes) -> Path:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import httpx
 import pytest
@@ -13,12 +12,11 @@ from service.engine import Engine, Recommendation, Request
 from service.schemas import ErrorCode, ModelsReply, RecommendReply
 from service.settings import Settings
 from tests.helpers_bundle import Content, make_content, write_bundle
+from tests.service.in_process import in_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    from fastapi import FastAPI
 
     from tests.service.processes import StartServer
 
@@ -178,19 +176,6 @@ class Broken:
 
     def recommend_many(self, _requests: Sequence[Request]) -> list[Recommendation]:
         raise RuntimeError("secret detail")
-
-
-def in_process(app: FastAPI, test: Callable[[httpx.AsyncClient], Any], *, started: bool) -> None:
-    async def run() -> None:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            if started:
-                async with app.router.lifespan_context(app):
-                    await test(client)
-            else:
-                await test(client)
-
-    asyncio.run(run())
 
 
 def test_alive_but_not_ready_before_startup(folder: Path) -> None:

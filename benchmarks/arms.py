@@ -106,6 +106,7 @@ def describe(arm: Arm) -> dict[str, Any]:
     return {
         "role": "baseline" if arm.name == BASELINE else arm.role,
         "delay": arm.delay,
+        "dataset": manifest.dataset.name,
         **manifest.model_dump(include={"version", "model", "variant", "preset", "dimension"}),
         "n_items": manifest.n_items,
         "index": manifest.index.factory,

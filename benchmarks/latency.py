@@ -33,6 +33,8 @@ USERS_PER_CALL: dict[Kind, dict[int, float]] = {
 SMALL_CATALOGUE = 10_000
 HTTP_CONTROL_DELAY = 0.15
 """Over HTTP the control must lie beyond a margin of 5 %, and so it waits for longer than elsewhere."""
+HTTP_LOOKS = 2
+"""A round over HTTP takes seconds, most of them to start a server: it gets fewer looks."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,15 @@ class Options:
     def confidence(self) -> float:
         """Of one interval (Bonferroni)."""
         return 1 - (1 - CONFIDENCE) / len(self.looks)
+
+    def looks_at(self, kind: Kind) -> Sequence[int]:
+        """Return the looks at one kind of level."""
+        return self.looks[:HTTP_LOOKS] if kind == "http" else self.looks
+
+
+def delay_of(arm: Arm, kind: Kind) -> float:
+    """Return by which share of its own median an arm is slowed down."""
+    return HTTP_CONTROL_DELAY if kind == "http" and arm.role == "control" else arm.delay
 
 
 def margin_of(kind: Kind, n_items: int) -> float:
@@ -98,8 +109,8 @@ class Level:
     def description(self) -> str:
         """For people."""
         return {
-            "graph": f"model.onnx, {self.users} users per call",
-            "unfolded": f"model.onnx, unfolded, {self.users} users",
+            "graph": f"model.onnx, {self.users} user{'s' * (self.users > 1)} per call",
+            "unfolded": f"model.onnx, unfolded, {self.users} users per call",
             "engine": f"what a request runs × {self.users}",
             "http": f"HTTP, {self.users} in flight",
         }[self.kind]
@@ -131,6 +142,7 @@ class Level:
             "kind": self.kind,
             "users_per_call": self.users,
             "margin": self.margin,
+            "delays": {arm.name: delay_of(arm, self.kind) for arm in arms if arm.delay and arm.name in samples},
             "rounds": len(samples[BASELINE]),
             "microseconds": {name: Quantiles.of(values).document() for name, values in samples.items()},
             "ratio_of_medians": {name: ratio.document() for name, ratio in self.ratios.items()},
@@ -196,7 +208,7 @@ def _until_settled(
     names = [arm.name for arm in arms if levels[0].kind != "http" or arm.graph is None]
     comparisons: list[Comparison] = []
     done = 0
-    for look in options.looks:
+    for look in options.looks_at(levels[0].kind):
         while done < look:
             orders = orders or rotations(names, generator)
             for users, times in play(orders.pop(), done).items():
@@ -250,5 +262,4 @@ def _http_player(arms: Sequence[Arm], options: Options) -> Player:
 def _http_arm(arm: Arm, median: float) -> HttpArm:
     # The server answers one batch after the other and passes a delay on to everybody who waits: what is this share of a
     # lone request's median is at least that of any other's.
-    delay = HTTP_CONTROL_DELAY if arm.role == "control" else arm.delay
-    return HttpArm(arm.name, arm.folder, delay_us=delay * median * 1e6)
+    return HttpArm(arm.name, arm.folder, delay_us=delay_of(arm, "http") * median * 1e6)

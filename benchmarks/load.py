@@ -26,7 +26,9 @@ CONCURRENCY = (1, 8, 32)
 FRACTIONS = (0.25, 0.5, 0.75, 0.9, 1.1)
 """Open loops: rates, as shares of what the bundle's service answers in the closed loop of most requests."""
 BUNDLE, CONSTANT = "bundle", "constant"
-_OPEN_CONNECTIONS = 64
+_MOST_CONNECTIONS = 64
+_IDLE_S = 2.0
+"""Connections of an open loop: no more than are in turn again after so long; uvicorn closes what is idle for 5 s."""
 _TYPICAL = 101
 
 
@@ -140,7 +142,8 @@ class Endpoint:
 
     def open(self, due: NDArray[np.float64]) -> tuple[Slice, float, int]:
         """Load it in an open loop, see ``closed``."""
-        return self._measured(_OPEN_CONNECTIONS, lambda on, what: open_loop(on, what, due))
+        count = max(1, min(_MOST_CONNECTIONS, int(_IDLE_S * len(due) / due[-1])))
+        return self._measured(count, lambda on, what: open_loop(on, what, due))
 
     def _measured(
         self, count: int, loop: Callable[[Connections, Iterator[Question]], Slice]

@@ -10,6 +10,7 @@ import select
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, Self
 
@@ -101,7 +102,7 @@ class _Connection:
 
 
 class Connections:
-    """Keep-alive connections to one server.
+    """Keep-alive connections to one server, used in turn: one that is idle for long would be closed by the server.
 
     Args:
         address: Host and port.
@@ -113,7 +114,7 @@ class Connections:
 
     def __init__(self, address: tuple[str, int], count: int) -> None:
         self._selector = selectors.DefaultSelector()
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
         self._all: list[_Connection] = []
         try:
             for _ in range(count):
@@ -163,7 +164,7 @@ class Connections:
         Raises:
             ServerError: The server has closed the connection.
         """
-        connection = self._idle.pop()
+        connection = self._idle.popleft()
         try:
             connection.ask(question, time.perf_counter_ns() if since is None else since)
         except OSError as error:

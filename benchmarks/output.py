@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +67,13 @@ def check_json_path(path: Path | None) -> None:
         raise DvibError(f"--json {path} cannot be written: {ancestor} is no folder that may be written to")
 
 
+def command_line() -> str:
+    """Return what the user typed."""
+    return " ".join(["dvib-bench", *sys.argv[1:]])
+
+
 def write_document(path: Path | None, document: Mapping[str, Any]) -> None:
-    """Write a benchmark's document, whole or not at all.
+    """Write a benchmark's document and the command that made it, whole or not at all.
 
     Args:
         path: The file; None writes nothing.
@@ -79,6 +85,6 @@ def write_document(path: Path | None, document: Mapping[str, Any]) -> None:
     if path is None:
         return
     try:
-        write_atomically(path, json.dumps(document, indent=1) + "\n")
+        write_atomically(path, json.dumps({**document, "command": command_line()}, indent=1) + "\n")
     except OSError as error:
         raise DvibError(f"cannot write {path}: {error.strerror or error}") from error

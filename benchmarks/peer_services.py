@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from export.serving import SeenItems, ServingBundle
 from service.tower import UserTower
@@ -120,7 +121,8 @@ def _open_torch(material: Material) -> Ask:
 def _open_implicit(material: Material) -> Ask:
     from implicit.cpu.als import AlternatingLeastSquares
 
-    model = AlternatingLeastSquares(factors=material.users.shape[1], num_threads=THREADS)
+    with threadpool_limits(THREADS):  # it warns where BLAS has more
+        model = AlternatingLeastSquares(factors=material.users.shape[1], num_threads=THREADS)
     model.user_factors, model.item_factors = material.users.copy(), material.items.copy()
     liked, rows, names, k = material.seen_matrix(), material.rows(), material.item_ids, material.k
 

@@ -11,14 +11,15 @@ import gc
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks.peer_services import PEERS, THREADS, Ask, Material
 from benchmarks.rounds import fresh_processes
@@ -92,20 +93,22 @@ def askable_users(bundle: ServingBundle, k: int) -> NDArray[np.int64]:
     return np.asarray(rows[sample_users(len(rows), _MOST_USERS)])
 
 
-def _open(bundle: ServingBundle, names: Sequence[str], k: int) -> dict[str, Ask]:
-    """Open ours and the peers, in this order."""
+@contextmanager
+def _opened(bundle: ServingBundle, names: Sequence[str], k: int) -> Iterator[dict[str, Ask]]:
+    """Open ours and the peers, in this order; every library has one thread."""
+    faiss.omp_set_num_threads(THREADS)
     material = Material.of(bundle, k)
-    return {name: _open_ours(bundle, k) if name == OURS else PEERS[name].open(material) for name in names}
+    asked = {name: _open_ours(bundle, k) if name == OURS else PEERS[name].open(material) for name in names}
+    with threadpool_limits(THREADS):  # of all that is loaded by now
+        yield asked
 
 
 def play(folder: Path, names: Sequence[str], options: Options, number: int) -> dict[str, NDArray[np.float64]]:
     """Time one round in this process; name → seconds, float64 [calls]."""
-    faiss.omp_set_num_threads(THREADS)
     generator = np.random.default_rng((options.seed, number))
     bundle = load_for_serving(folder)
-    with threadpool_limits(THREADS):
-        asked = _open(bundle, shuffled(names, generator), options.k)
-        ids = [bundle.users[row] for row in askable_users(bundle, options.k).tolist()]
+    ids = [bundle.users[row] for row in askable_users(bundle, options.k).tolist()]
+    with _opened(bundle, shuffled(names, generator), options.k) as asked:
         contestants = {name: Contestant(_call(ask, ids), options.calls) for name, ask in asked.items()}
         for contestant in contestants.values():
             warm_up(contestant.call, len(ids), 1, generator)
@@ -121,8 +124,22 @@ def _call(ask: Ask, ids: Sequence[str]) -> Call:
     return lambda drawn: ask(ids[drawn[0]])
 
 
-def compare(folder: Path, names: Sequence[str], options: Options) -> tuple[int, dict[str, int]]:
-    """Count whose answers differ from ours by more than rounding and ties: users in all, and name → users.
+class Comparison(NamedTuple):
+    """What came of comparing answers.
+
+    Attributes:
+        users: Whose answers were compared.
+        differing: Name → users whose answers differ.
+        threads: Pool of threads of the process → its size.
+    """
+
+    users: int
+    differing: dict[str, int]
+    threads: dict[str, int]
+
+
+def compare(folder: Path, names: Sequence[str], options: Options) -> Comparison:
+    """Count whose answers differ from ours by more than rounding and ties.
 
     Items may change places, or take the place of another, where their exact scores are the same but for what float32
     rounds; a seen item, or a repeated one, is always a difference.
@@ -130,17 +147,17 @@ def compare(folder: Path, names: Sequence[str], options: Options) -> tuple[int, 
     bundle = load_for_serving(folder)
     rows = askable_users(bundle, options.k)
     rows = rows[sample_users(len(rows), options.compared)]
-    with threadpool_limits(THREADS):
-        asked = _open(bundle, [OURS, *names], options.k)
-        material = Material.of(bundle, options.k)
-        places = {name: row for row, name in enumerate(material.item_ids)}
-        differing = dict.fromkeys(names, 0)
+    material = Material.of(bundle, options.k)
+    places = {name: row for row, name in enumerate(material.item_ids)}
+    differing = dict.fromkeys(names, 0)
+    with _opened(bundle, [OURS, *names], options.k) as asked:
         for user in rows.tolist():
             wide = material.users[user].astype(np.float64)
             answers = {name: [places[item] for item, _ in ask(material.user_ids[user])] for name, ask in asked.items()}
             for name in names:
                 differing[name] += not agree(answers[OURS], answers[name], material.items, wide, bundle.seen.of(user))
-    return len(rows), differing
+        threads = {pool["prefix"]: int(pool["num_threads"]) for pool in threadpool_info()}
+    return Comparison(len(rows), differing, threads)
 
 
 def agree(
@@ -193,7 +210,7 @@ def measure(
         manifest = reader.manifest
     packages = list(dict.fromkeys(package for name in present for package in PEERS[name].packages))
     with fresh_processes(__name__, *packages) as run:
-        compared, differing = run(compare, folder, present, options)
+        comparison = run(compare, folder, present, options)
         rounds = []
         for number in range(options.rounds):
             rounds.append(run(play, folder, [OURS, *present], options, number))
@@ -211,13 +228,14 @@ def measure(
         "options": {**vars(options), "threads": THREADS, "bootstrap_unit": "round, a process of its own"},
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "not_installed": missing,
-        "compared_users": compared,
+        "compared_users": comparison.users,
+        "thread_pools": comparison.threads,
         "arms": {
             name: {
                 "what": "this project's engine" if name == OURS else PEERS[name].what,
                 "microseconds": Quantiles.of(times).document(),
                 "ratio_to_ours": ratio_of_quantiles(samples[OURS], times, generator).document(),
-                "differing_answers": differing.get(name, 0),
+                "differing_answers": comparison.differing.get(name, 0),
                 "samples_microseconds": (times * 1e6).round(3).tolist(),
             }
             for name, times in samples.items()

@@ -96,11 +96,10 @@ def compared(document: Latency, dataset: str) -> Iterator[str]:
             _THERE_FOR[entry.role],
             cell(entry.variant),
             cell(entry.version),
-            f"{entry.delay:.0%}" if entry.delay else NONE,
         )
         for name, entry in document.arms.items()
     )
-    yield from table(("arm", "there for", "DVIB", "bundle", "added delay"), rows, left=4)
+    yield from table(("arm", "there for", "DVIB", "bundle"), rows, left=4)
 
 
 def levels(document: Latency) -> Iterator[str]:
@@ -114,6 +113,7 @@ def levels(document: Latency) -> Iterator[str]:
         yield f"### {cell(level.description)}"
         yield ""
         yield f"Margin ±{level.margin:.0%}, {level.rounds} rounds. Times in microseconds; ratios to the baseline."
+        yield from (f"{cell(name)} waits {share:.0%} of its own median longer." for name, share in level.delays.items())
         yield ""
         header = ("arm", "wanted", "finding", "p50 µs", "p99 µs", "ratio of p50 [interval]", "ratio of p99 [interval]")
         yield from table(header, (_row(document, name, arm) for arm in document.order(level.microseconds)), left=3)

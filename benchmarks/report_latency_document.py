@@ -16,7 +16,6 @@ class ArmEntry(Part):
     """An arm of the latency benchmark; see ``benchmarks.arms``."""
 
     role: Role | Literal["baseline"]
-    delay: float
     version: str
     model: str
     variant: str
@@ -37,6 +36,7 @@ class LevelEntry(Part):
 
     description: str
     margin: float
+    delays: dict[str, float]
     rounds: int
     microseconds: dict[str, Times]
     ratio_of_medians: dict[str, RatioEntry]

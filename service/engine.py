@@ -63,10 +63,12 @@ class Engine:
 
     Args:
         bundle: What `export.serving.load_for_serving` returned.
-        index_threads: Threads of one index search.
+        index_threads: Threads of one scan of the items, in ONNX Runtime, and of one index search, in FAISS.
 
     Attributes:
         manifest: The bundle's self-description.
+        tower: User rows to vectors.
+        ranker: Vectors and seen items to the best items.
 
     Raises:
         BundleError: The graph or the index cannot be loaded or does not fit the rest of the bundle, or the index finds
@@ -136,10 +138,9 @@ class Engine:
         return self.recommend_many([Request(user_id, k)])[0]
 
     def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
-        """Answer many requests with one tower call.
+        """Answer many requests with one tower call, and over an exact index with one scan of the items.
 
-        An exact index is searched once for all of them (more only where ties demand it), an approximate one once for
-        each.
+        An approximate index is searched once for each.
 
         Each answer equals the one that `recommend` gives. That holds to the last bit where the tower computes each
         user's vector independently of its batch, which a tower made of gathers does.

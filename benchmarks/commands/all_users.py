@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +56,6 @@ def all_users(
     code = exit_code(result, max_ratio)
     document = {
         "benchmark": "all-users",
-        "command": " ".join(["dvib-bench", *sys.argv[1:]]),
         **result,
         "bar": {"max_ratio": max_ratio, "code": code},
         "environment": environment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +53,6 @@ def index(
             typer.echo(line)
     document = {
         "benchmark": "index",
-        "command": " ".join(["dvib-bench", *sys.argv[1:]]),
         "bar": {"recall": bar.recall, "speedup": bar.speedup, "holds": holds(runs[-1], bar)},
         "runs": runs,
         "environment": environment,

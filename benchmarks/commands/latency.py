@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -94,7 +93,6 @@ def latency(
         loading = cold.measure(arms, k, seed)
     document = {
         "benchmark": "latency",
-        "command": " ".join(["dvib-bench", *sys.argv[1:]]),
         "arms": described,
         "options": {**vars(options), "inject": inject_delay_pct / 100, "confidence": options.confidence},
         "verdict": verdict.document(),

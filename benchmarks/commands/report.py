@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.output import command_line
 from training.common.console import require_groups
 
 app = typer.Typer()
@@ -30,5 +30,5 @@ def report(
     require_groups("training", "service", "cpu")
     from benchmarks.report import write_report
 
-    for path in write_report(folder, out or folder, " ".join(["dvib-bench", *sys.argv[1:]])):
+    for path in write_report(folder, out or folder, command_line()):
         typer.echo(str(path))

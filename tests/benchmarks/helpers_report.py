@@ -53,7 +53,7 @@ def latency(
         times = base * (1 + generator.exponential(0.02, size=(8, 40)))
         samples = {"baseline": times}
         for arm, factor in factors.items():
-            wobble = np.exp((spread or {}).get(arm, 0.0) * np.linspace(-1, 1, 8))[:, None]
+            wobble = np.exp((spread or {}).get(arm, 0.004) * np.linspace(-1, 1, 8))[:, None]
             samples[arm] = times * factor * wobble
             samples[arm][np.arange(8), times.argmax(axis=1)] *= 1.05  # only the tail
         ratios = {arm: ratio_of_quantiles(times, samples[arm], generator) for arm in factors}
@@ -65,6 +65,7 @@ def latency(
             "kind": "graph",
             "users_per_call": 1,
             "margin": MARGIN,
+            "delays": {"baseline + delay": 0.05},
             "rounds": 8,
             "microseconds": {arm: Quantiles.of(values).document() for arm, values in samples.items()},
             "ratio_of_medians": {arm: ratio.document() for arm, ratio in ratios.items()},

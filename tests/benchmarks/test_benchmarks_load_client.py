@@ -170,6 +170,22 @@ def test_an_open_loop_keeps_its_times_and_says_how_late_it_was() -> None:
     assert seen.elapsed >= due[-1]
 
 
+def test_connections_take_turns_so_that_none_is_idle_for_long() -> None:
+    used: list[int] = []
+
+    def note(connection: socket.socket, _number: int) -> None:
+        used.append(connection.getpeername()[1])
+        connection.sendall(RIGHT)
+
+    with replying(note) as address, Connections(address, 4) as connections:
+        for _ in range(8):
+            connections.ask(ASKED)
+            while connections.busy:
+                assert len(list(connections.replies())) <= 1
+    assert len(set(used)) == 4
+    assert used[:4] == used[4:]
+
+
 def test_requests_at_either_end_of_a_block_do_not_count() -> None:
     numbers: list[int] = []
 

@@ -27,6 +27,7 @@ def test_the_whole_way_from_the_command_line(
     assert list(document["arms"]) == [OURS, "numpy", "torch"]
     assert set(document["versions"]) == {"numpy", "torch"}
     assert document["options"]["threads"] == 1
+    assert set(document["thread_pools"].values()) == {1}
     medians = {name: np.median(arm["samples_microseconds"], axis=1) for name, arm in document["arms"].items()}
     for name, arm in document["arms"].items():
         assert np.shape(arm["samples_microseconds"]) == (2, 3)
@@ -75,9 +76,9 @@ def test_answers_are_compared(bundles: tuple[Path, Path], monkeypatch: pytest.Mo
 
     for name, opened in (("careless", careless), ("short", short)):
         monkeypatch.setitem(PEERS, name, Peer("", (), opened))
-    users, found = compare(bundles[0], ["numpy", "careless", "short"], Options(k=4))
+    users, found, _ = compare(bundles[0], ["numpy", "careless", "short"], Options(k=4))
     assert users == len(askable_users(load_for_serving(bundles[0]), 4))
-    assert compare(bundles[0], ["numpy"], Options(k=4, compared=5)) == (5, {"numpy": 0})
+    assert compare(bundles[0], ["numpy"], Options(k=4, compared=5))[:2] == (5, {"numpy": 0})
     assert found["numpy"] == 0
     assert 0 < found["careless"] <= users
     assert users - 1 <= found["short"] <= users  # to the user without a vector all items are the same

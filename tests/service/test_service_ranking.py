@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.ranking import Query, Ranked, Ranker
-from service.scan import ScanError
+from service.ranking import Query, Ranked, Ranker, _kth_largest
+from service.scan import NEVER, ScanError
 from tests.helpers_bundle import flat_index
 from tests.helpers_index import entry_of
 from tests.service.vectors import KINDS, draw_vectors
@@ -78,6 +78,17 @@ def test_larger_catalogues(kind: str, n_items: int, dimension: int) -> None:
     opened = ranker(items, users)
     queries = questions(items, users, 6)
     check(items, queries, opened.top(queries))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sums=st.lists(st.integers(-9, 9) | st.just(10**6) | st.just(int(NEVER)), min_size=1, max_size=300),
+    k=st.integers(1, 20),
+)
+def test_a_lower_bound_of_the_kth_best_sum(sums: list[int], k: int) -> None:
+    there = [value for value in sums if value > NEVER]
+    if len(there) > k:
+        assert NEVER < _kth_largest(np.array(sums, dtype=np.int32), k) <= sorted(there)[-k]
 
 
 def misleading() -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -115,9 +115,9 @@ def saturating(codes: NDArray[np.int8], zero: int) -> Any:
 
 @pytest.mark.parametrize("signs", [1, -1])
 def test_a_kernel_that_saturates_gets_seven_bits(signs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    items, users = draw_vectors("normal", 60, 2, 16, 0)
-    items[7, 4:6] = 9 * signs  # one pair of one item is enough
-    items[8] = -9
+    users = draw_vectors("normal", 1, 2, 16, 0)[1]
+    items = np.concatenate([127 * np.eye(16), -127 * np.eye(16), np.zeros((1, 16))]).astype(np.float32)
+    items[-1, 4:6] = 127 * signs, 2 * signs  # one pair of one item, and only with the largest codes
     assert scan_of(items, users)._levels == 127
     plant(monkeypatch, saturating)
     assert scan_of(items, users)._levels == 63

@@ -15,11 +15,14 @@ KINDS = (
     "constant",
     "outlier",
     "common",
+    "absorbed",
     "low rank",
     "one-hot",
     "mixed scales",
     "zero users",
 )
+
+_SIZES = {"huge": (1e17, 1e17), "tiny": (1e-30, 1e-8), "denormal": (1e-43, 1e-43)}
 
 
 def draw_vectors(
@@ -42,20 +45,19 @@ def draw_vectors(
     match kind:
         case "tied":
             items, users = np.rint(items), np.rint(users)
-        case "repeated":
-            items = items[draw.integers(0, max(1, n_items // 4), n_items)]
-        case "huge":
-            items, users = items * 1e17, users * 1e17
-        case "tiny":
-            items, users = items * 1e-30, users * 1e-8
-        case "denormal":
-            items, users = items * 1e-43, users * 1e-43
-        case "constant":
-            items = np.repeat(items[:1], n_items, axis=0)
+        case "repeated" | "constant":
+            items = items[draw.integers(0, max(1, n_items // 4) if kind == "repeated" else 1, n_items)]
+        case "huge" | "tiny" | "denormal":
+            items, users = items * _SIZES[kind][0], users * _SIZES[kind][1]
         case "outlier":
             items[draw.integers(n_items)] *= 1e4
         case "common":
             items = items * 1e-3 + 1e3 * draw.standard_normal(dimension)
+        case "absorbed":  # float64 rounds the rest off where it is added to the first before the last
+            items = np.rint(items * 20)
+            users[:] = 1
+            if dimension > 2:
+                items[:, 0], items[:, -1] = 2.0**60, -(2.0**60)
         case "low rank":
             rank = min(2, dimension)
             items = items[:, :rank] @ draw.standard_normal((rank, dimension))

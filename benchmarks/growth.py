@@ -36,7 +36,7 @@ SEEN = (0, 100, 1_000, 10_000)
 USERS = (1_000, 10_000, 100_000)
 FULL_USERS = (*USERS, 1_000_000)
 AXES = {"items": "items", "users": "users", "k": "items per answer", "seen": "items that a user has seen"}
-_TIMES_FLAT, _TIMES_QUANTISED = 4.5, 2.2
+_TIMES_FLAT, _TIMES_QUANTISED = 5.0, 2.2
 """Memory that making and loading a bundle takes, as multiples of the item vectors: measured at 1 and 10 million."""
 
 

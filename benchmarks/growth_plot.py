@@ -112,6 +112,8 @@ def _small(axes: Axes, found: Sequence[Mapping[str, Any]], label: str) -> None:
             label=quantile,
         )
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 3, high * 3)  # a difference of some percent is not to look like a cliff
     axes.set_xlabel(label)
     axes.set_ylabel("milliseconds per request")
     axes.grid(visible=True, which="major", alpha=0.3)

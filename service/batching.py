@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_TURNS = 3
+"""Turns of the event loop before a call, none of which waits: it sends the last answers and reads what has come.
+
+A call for the first of several requests would fight the event loop, which reads the others, for the interpreter.
+"""
+
+
 class Recommender(Protocol):
     """What a batcher calls, in its worker thread."""
 
@@ -62,9 +69,7 @@ class Batcher:
         self._waiting.append((Request(user_id, k), future))
         if not self._busy:
             self._busy = True
-            # Not at once: a call for the first of several requests would fight the event loop, which reads the others,
-            # for the interpreter.
-            loop.call_soon(self._start)
+            loop.call_soon(self._start_after, _TURNS)
         return await future
 
     def close(self) -> None:
@@ -72,6 +77,12 @@ class Batcher:
         while self._waiting:
             self._waiting.popleft()[1].cancel()
         self._pool.shutdown(wait=True)
+
+    def _start_after(self, turns: int) -> None:
+        if turns > 1:
+            asyncio.get_running_loop().call_soon(self._start_after, turns - 1)
+        else:
+            self._start()
 
     def _start(self) -> None:
         batch: list[tuple[Request, asyncio.Future[Recommendation]]] = []
@@ -99,4 +110,4 @@ class Batcher:
                 future.set_result(answers[position])
             else:
                 future.set_exception(error)
-        asyncio.get_running_loop().call_soon(self._start)  # behind those who send the answers
+        asyncio.get_running_loop().call_soon(self._start_after, _TURNS)

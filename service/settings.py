@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     max_id_bytes: int = Field(default=256, ge=1, le=65536, description="longest user id, in UTF-8 bytes")
     max_batch: int = Field(default=64, ge=1, le=4096, description="most requests answered by one model call")
     max_queue: int = Field(default=1024, ge=1, description="most requests waiting per model; more are refused")
-    index_threads: int = Field(default=1, ge=1, le=256, description="threads of one index search")
+    index_threads: int = Field(default=1, ge=1, le=256, description="threads of one search, in ONNX Runtime and FAISS")
     access_log: bool = Field(default=False, description="one line per request on stdout (holds user ids)")
 
     @field_validator("bundles", mode="before")

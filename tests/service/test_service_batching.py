@@ -45,8 +45,8 @@ def make(gate: Gate, *, max_batch: int = 8, max_queue: int = 16) -> Batcher:
 
 async def ask(batcher: Batcher, *users: str) -> list[asyncio.Task[Recommendation]]:
     tasks = [asyncio.create_task(batcher.recommend(user, 1)) for user in users]
-    await asyncio.sleep(0)  # every task queues its request
-    await asyncio.sleep(0)  # an idle batcher starts
+    for _ in range(5):  # every task queues its request, and an idle batcher starts
+        await asyncio.sleep(0)
     return tasks
 
 

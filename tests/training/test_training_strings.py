@@ -158,3 +158,13 @@ def test_arrays_that_do_not_fit_together_are_refused(blob: list[int], offsets: l
 def test_arrays_of_another_type_are_refused() -> None:
     with pytest.raises(ValueError, match="needs uint8 bytes and int64 offsets"):
         StringTable(np.zeros(1, np.uint8), np.array([0, 1], np.int32), np.array([0]))
+
+
+@given(st.sets(st.text(alphabet="a\0ü", max_size=12), max_size=60), st.text(alphabet="a\0ü", max_size=12))
+def test_strings_with_common_beginnings_are_told_apart(strings: set[str], other: str) -> None:
+    """Shorter than a word, equal in their first word, and ending in what a word is padded with."""
+    prefixed = [*strings, *(f"aaaaaaaa{string}" for string in strings if f"aaaaaaaa{string}" not in strings)]
+    table = StringTable.of(prefixed)
+    assert [table.find(string) for string in prefixed] == list(range(len(prefixed)))
+    for string in (other, f"aaaaaaaa{other}"):
+        assert table.find(string) == (prefixed.index(string) if string in prefixed else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ def level_name(concurrency: int) -> str:
 
 
 def http_round(
-    arms: Sequence[HttpArm], *, k: int, concurrency: Sequence[int], requests: int, seed: int
+    arms: Sequence[HttpArm], *, k: int, requests: Mapping[int, int], seed: int
 ) -> dict[str, dict[str, list[float]]]:
     """Time one round: a new server process that has loaded the arms in the order given, and short turns of each.
 
@@ -52,8 +52,7 @@ def http_round(
     Args:
         arms: The contestants, all of the same users.
         k: Items per answer.
-        concurrency: Levels: requests under way at any time.
-        requests: Counted requests of each arm at each level.
+        requests: Requests under way at any time → counted requests of each arm at that level.
         seed: Draws users and turns.
 
     Returns:
@@ -69,11 +68,11 @@ def http_round(
     questions = {arm.name: asked[arm.folder].questions(f"arm{row:02}", k) for row, arm in enumerate(arms)}
     times: dict[str, dict[str, list[float]]] = {}
     with _arm_server(arms) as server, no_collection():
-        for under_way in concurrency:
+        for under_way, count in requests.items():
             with Connections((server.host, server.port), under_way) as connections:
                 for arm in arms:
                     connections.ask_each(questions[arm.name])
-                times[level_name(under_way)] = _turns(connections, questions, requests, generator)
+                times[level_name(under_way)] = _turns(connections, questions, count, generator)
     return times
 
 
@@ -102,8 +101,8 @@ def _arm_server(arms: Sequence[HttpArm]) -> Iterator[Server]:
         yield server
 
 
-def calibrate(folder: Path, *, k: int, concurrency: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """Return the median latency of a bundle at each level, in seconds, from few requests.
+def calibrate(folder: Path, *, k: int, seed: int = 0) -> float:
+    """Return the median latency of a bundle's lone requests, in seconds, from few of them.
 
     In a closed loop of ``c`` requests each waits for ``c`` answers: a delay that shall add a share ``p`` to the median
     there is ``p × median ÷ c`` for every answer.
@@ -113,5 +112,5 @@ def calibrate(folder: Path, *, k: int, concurrency: Sequence[int], seed: int = 0
         ServerError: The server fails.
     """
     arm = HttpArm("calibrated", folder)
-    times = http_round([arm], k=k, concurrency=concurrency, requests=_CALIBRATION, seed=seed)
-    return {level: float(np.median(by_arm[arm.name])) for level, by_arm in times.items()}
+    times = http_round([arm], k=k, requests={1: _CALIBRATION}, seed=seed)
+    return float(np.median(times[level_name(1)][arm.name]))

@@ -27,7 +27,7 @@ USERS_PER_CALL: dict[Kind, dict[int, float]] = {
     "graph": {1: 1.0, 32: 1.0, 256: 0.25},
     "unfolded": {1024: 0.05},
     "engine": {1: 1.0, 32: 0.5},
-    "http": {1: 1.0, 8: 1.0, 32: 1.0},
+    "http": {1: 0.75, 8: 1.5, 32: 3.0},
 }
 """Kind of level → users per call (over HTTP: requests in flight) → share of ``Options.calls``."""
 SMALL_CATALOGUE = 10_000
@@ -240,7 +240,7 @@ def _local_player(
 
 def _http_player(arms: Sequence[Arm], options: Options) -> Player:
     calls = _calls("http", options)
-    median = calibrate(arms[0].folder, k=options.k, concurrency=[1])[level_name(1)]
+    median = calibrate(arms[0].folder, k=options.k)
     by_name = {arm.name: _http_arm(arm, median) for arm in arms if arm.graph is None}
 
     def play(order: Sequence[str], number: int) -> Times:
@@ -248,8 +248,7 @@ def _http_player(arms: Sequence[Arm], options: Options) -> Player:
         found = http_round(
             [by_name[name] for name in order],
             k=options.k,
-            concurrency=list(calls),
-            requests=calls[1],
+            requests=calls,
             seed=seed,
         )
         return {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.ranking import Query, Ranked, Ranker, _kth_largest
@@ -85,6 +85,7 @@ def test_larger_catalogues(kind: str, n_items: int, dimension: int) -> None:
     sums=st.lists(st.integers(-9, 9) | st.just(10**6) | st.just(int(NEVER)), min_size=1, max_size=300),
     k=st.integers(1, 20),
 )
+@example(sums=[5 if place % 16 == 3 else int(NEVER) for place in range(64)], k=2)  # all in one group
 def test_a_lower_bound_of_the_kth_best_sum(sums: list[int], k: int) -> None:
     there = [value for value in sums if value > NEVER]
     if len(there) > k:

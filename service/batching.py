@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
@@ -14,14 +16,22 @@ if TYPE_CHECKING:
 
 
 _TURNS = 3
-"""Turns of the event loop before a call, none of which waits: it sends the last answers and reads what has come.
+"""Turns of the event loop between two calls where several requests are about, none of which waits: it sends the last
+answers, reads what has come, and the next call answers all of it."""
+_SHORT_S = 2e-3
+"""Seconds that a call may keep the event loop. What is expected to take longer goes to the worker thread.
 
-A call for the first of several requests would fight the event loop, which reads the others, for the interpreter.
+Handing a call over and back costs more than a hundred microseconds of waking up and of changing hands on the
+interpreter, which for a catalogue of some ten thousand items is more than the answer itself.
 """
+_NEWS = 0.2
+"""Weight of the latest call in what one request is expected to take."""
+
+_Outcome = list[Recommendation] | Exception
 
 
 class Recommender(Protocol):
-    """What a batcher calls, in its worker thread."""
+    """What a batcher calls, one call at a time."""
 
     def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
         """Return one recommendation per request, in order."""
@@ -32,14 +42,15 @@ class QueueFullError(Exception):
 
 
 class Batcher:
-    """One engine, one worker thread, one queue. Lives in one event loop.
+    """One engine, one worker thread, one queue. Lives in one event loop, which no call keeps for long.
 
     An idle batcher starts a call as soon as the event loop has taken in what is there already; a busy one collects. So
     a batch has more than one request only where requests come together or the engine is the bottleneck, and nobody
     ever waits for company to come.
 
     Args:
-        engine: Called in the worker thread only, one call at a time.
+        engine: Called one call at a time; in the worker thread, or, where calls have turned out to be short, in the
+            event loop itself.
         name: Names the thread.
         max_batch: Most requests of one call.
         max_queue: Most requests waiting.
@@ -51,6 +62,7 @@ class Batcher:
         self._max_queue = max_queue
         self._waiting: deque[tuple[Request, asyncio.Future[Recommendation]]] = deque()
         self._busy = False
+        self._seconds = math.inf
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{name}")
 
     async def recommend(self, user_id: str, k: int) -> Recommendation:
@@ -69,7 +81,7 @@ class Batcher:
         self._waiting.append((Request(user_id, k), future))
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._start_after, _TURNS)
+            loop.call_soon(self._start)
         return await future
 
     def close(self) -> None:
@@ -94,20 +106,31 @@ class Batcher:
         if not batch:
             return
         requests = [request for request, _ in batch]
-        call = asyncio.get_running_loop().run_in_executor(self._pool, self._engine.recommend_many, requests)
         futures = [future for _, future in batch]
-        call.add_done_callback(lambda done: self._finish(done, futures))
+        if len(batch) * self._seconds <= _SHORT_S:
+            self._finish(self._answer(requests), futures)
+            return
+        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, requests)
+        call.add_done_callback(lambda done: self._finish(done.result(), futures))
 
-    def _finish(
-        self, call: asyncio.Future[list[Recommendation]], futures: list[asyncio.Future[Recommendation]]
-    ) -> None:
-        error = call.exception()
-        answers = [] if error else call.result()
+    def _answer(self, requests: Sequence[Request]) -> _Outcome:
+        """Call the engine, in whichever thread, and note how long it took."""
+        started = time.thread_time()
+        outcome: _Outcome
+        try:
+            outcome = self._engine.recommend_many(requests)
+        except Exception as error:  # noqa: BLE001 (each caller gets it)
+            outcome = error
+        each = (time.thread_time() - started) / len(requests)
+        self._seconds = each if math.isinf(self._seconds) else self._seconds + _NEWS * (each - self._seconds)
+        return outcome
+
+    def _finish(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:
         for position, future in enumerate(futures):
             if future.done():
                 continue
-            if error is None:
-                future.set_result(answers[position])
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
             else:
-                future.set_exception(error)
-        asyncio.get_running_loop().call_soon(self._start_after, _TURNS)
+                future.set_result(outcome[position])
+        asyncio.get_running_loop().call_soon(self._start_after, _TURNS if len(futures) > 1 else 1)

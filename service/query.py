@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 from urllib.parse import parse_qsl
 
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.routing import APIRoute
 from pydantic import Field, TypeAdapter, ValidationError
 
 from service.schemas import ErrorCode
 
 if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
     from service.settings import Settings
 
 
@@ -64,7 +66,7 @@ class QueryReader:
 def reading(read: QueryReader, refuse: Callable[[ErrorCode], Response]) -> type[APIRoute]:
     """Return a class of routes whose parameters FastAPI documents and a reader reads.
 
-    FastAPI's general way from a request to three values takes as long as finding the answer.
+    FastAPI's general way from a request to three values, and to a reply, takes as long as finding the answer.
 
     Args:
         read: Query string → what is asked for, or why it is refused.
@@ -72,13 +74,14 @@ def reading(read: QueryReader, refuse: Callable[[ErrorCode], Response]) -> type[
     """
 
     class ReadingRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.app = self._respond
+
+        async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
             answer = cast("Callable[[str, int, str | None], Awaitable[Response]]", self.endpoint)
-
-            async def handle(request: Request) -> Response:
-                asked = read(request.scope["query_string"])
-                return refuse(asked) if isinstance(asked, ErrorCode) else await answer(*asked)
-
-            return handle
+            asked = read(scope["query_string"])
+            response = refuse(asked) if isinstance(asked, ErrorCode) else await answer(*asked)
+            await response(scope, receive, send)
 
     return ReadingRoute

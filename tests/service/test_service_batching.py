@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from service import batching
 from service.batching import Batcher, QueueFullError
 from service.engine import Recommendation, Request
 
@@ -13,6 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
 TIMEOUT_S = 10
+
+
+@pytest.fixture(autouse=True)
+def no_call_is_short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "short" not in request.node.name:
+        monkeypatch.setattr(batching, "_SHORT_S", 0.0)
 
 
 class Gate:
@@ -174,5 +182,71 @@ def test_closing_cancels_those_who_wait_and_ends_the_thread() -> None:
         with pytest.raises(asyncio.CancelledError):
             await second
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine-test")]
+
+    run(test())
+
+
+class Worker:
+    """An engine that computes for as long as it is told, and notes in which threads."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.threads: list[int] = []
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+        self.threads.append(threading.get_ident())
+        end = time.thread_time() + self.seconds * len(requests)
+        while time.thread_time() < end:
+            pass
+        if any(request.user_id == "boom" for request in requests):
+            raise ValueError("planted")
+        return [Recommendation(source="popular", items=[]) for _ in requests]
+
+
+def test_short_calls_stay_in_the_event_loop_and_others_do_not() -> None:
+    async def test() -> None:
+        here, engine = threading.get_ident(), Worker()
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        for _ in range(3):
+            await batcher.recommend("a", 1)
+        assert engine.threads[0] != here  # nobody knows yet how long it takes
+        assert engine.threads[1:] == [here, here]
+        engine.seconds = 0.02
+        await batcher.recommend("a", 1)
+        await batcher.recommend("a", 1)
+        assert engine.threads[3:] == [here, engine.threads[0]]  # one was unexpected
+        engine.seconds = 0.0
+        for _ in range(40):
+            await batcher.recommend("a", 1)
+        assert engine.threads[-1] == here
+        batcher.close()
+
+    run(test())
+
+
+def test_short_answers_to_many_requests_are_a_long_call() -> None:
+    async def test() -> None:
+        here, engine = threading.get_ident(), Worker()
+        engine.seconds = 0.3 * batching._SHORT_S
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        await batcher.recommend("a", 1)
+        await asyncio.gather(*[batcher.recommend("a", 1) for _ in range(8)])
+        await batcher.recommend("a", 1)
+        assert [thread == here for thread in engine.threads] == [False, False, True]
+        batcher.close()
+
+    run(test())
+
+
+def test_an_error_of_a_short_call_reaches_its_callers_only() -> None:
+    async def test() -> None:
+        engine = Worker()
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        await batcher.recommend("a", 1)
+        with pytest.raises(ValueError, match="planted"):
+            await batcher.recommend("boom", 1)
+        assert (await batcher.recommend("a", 1)).source == "popular"
+        assert engine.threads[1:] == [threading.get_ident()] * 2
+        batcher.close()
 
     run(test())

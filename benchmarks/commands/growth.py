@@ -45,7 +45,7 @@ def growth(
 ) -> None:
     """Latency and memory against catalogue size, users, answer length and seen items, on bundles of made-up vectors."""
     require_groups("training", "service", "cpu")
-    from benchmarks.growth import FULL_SIZES, SIZES, bundles_of, measure, points, report
+    from benchmarks.growth.measure import FULL_SIZES, SIZES, bundles_of, measure, points, report
 
     check_json_path(plot)
     environment = begin(json_file)
@@ -58,6 +58,6 @@ def growth(
         typer.echo(line)
     write_document(json_file, {"benchmark": "growth", **result, "environment": environment})
     if plot is not None:
-        from benchmarks.growth_plot import plot as draw_plot
+        from benchmarks.growth.plot import plot as draw_plot
 
         typer.echo("drawn: " + ", ".join(str(path) for path in draw_plot(result, plot)))

@@ -56,10 +56,10 @@ def latency(
     void, for two equal arms differ or a control was not detected. 4: inconclusive.
     """
     require_groups("service", "cpu")
-    from benchmarks import cold
-    from benchmarks.arms import BASELINE, describe, make_arms
-    from benchmarks.latency import KINDS, Kind, Options, measure
-    from benchmarks.latency_report import report
+    from benchmarks.latency import cold
+    from benchmarks.latency.arms import BASELINE, describe, make_arms
+    from benchmarks.latency.lines import report
+    from benchmarks.latency.measure import KINDS, Kind, Options, measure
     from export.runtime import CPU, CUDA
 
     kinds: list[Kind] = [kind for kind in KINDS if not level or kind in level]

@@ -38,8 +38,8 @@ def load(
     when a request was due. Exit code 1: a reply was wrong.
     """
     require_groups("service", "cpu")
-    from benchmarks.load import Options, measure, slices_of_a_round
-    from benchmarks.load_report import bars, busy_client, document, errors, report
+    from benchmarks.load.lines import bars, busy_client, document, errors, report
+    from benchmarks.load.measure import Options, measure, slices_of_a_round
 
     environment = begin(json_file)
     options = Options(rounds=rounds, seconds=seconds, k=k, seed=seed)

@@ -28,7 +28,7 @@ def report(
 ) -> None:
     """Put the documents of the latency benchmarks together: report.md with its plots as PNG and SVG."""
     require_groups("training", "service", "cpu")
-    from benchmarks.report import write_report
+    from benchmarks.report.write import write_report
 
     for path in write_report(folder, out or folder, command_line()):
         typer.echo(str(path))

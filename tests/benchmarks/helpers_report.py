@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.latency.verdict import Comparison, Role, Verdict
 from benchmarks.statistics import Quantiles, ratio_of_quantiles
-from benchmarks.verdict import Comparison, Role, Verdict
 
 Document = dict[str, Any]
 

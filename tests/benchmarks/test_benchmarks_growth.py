@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import growth
-from benchmarks.growth import COMMAND, Point, bundle_of, bundles_of, measure, needed_bytes, points
-from benchmarks.growth_probe import probe
+from benchmarks.growth import measure as growth
+from benchmarks.growth.measure import COMMAND, Point, bundle_of, bundles_of, measure, needed_bytes, points
+from benchmarks.growth.probe import probe
 from benchmarks.probe import run_probe
 from benchmarks.synth_bundle import Options, write_bundle
 from tests.benchmarks.helpers import Bench, read_json

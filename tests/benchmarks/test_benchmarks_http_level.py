@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arm_server, http_level
 from benchmarks.http_client import ServerError, running
-from benchmarks.http_level import HttpArm, calibrate, http_round
-from benchmarks.load_questions import Asked, Recommend
+from benchmarks.latency import http_level
+from benchmarks.latency.http_level import HttpArm, calibrate, http_round
+from benchmarks.load import arm_server
+from benchmarks.load.questions import Asked, Recommend
 from service.engine import Engine, Request
 from service.settings import Settings
 from training.common.errors import BundleError
@@ -82,6 +83,6 @@ def test_the_server_says_why_it_cannot_start(tmp_path: Path) -> None:
     document = f'{{"arms": [{{"name": "a", "folder": "{tmp_path}/none", "delay_us": 0}}]}}'
     with (
         pytest.raises(ServerError, match="did not start: no bundle at"),
-        running("benchmarks.arm_server", document),
+        running("benchmarks.load.arm_server", document),
     ):
         pass

@@ -12,13 +12,15 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import cold, latency, latency_round
-from benchmarks.arms import AGAIN, BASELINE, CONTROL_DELAY, DELAYED, OTHER_SEED, UNSTRIPPED, Arm, make_arms
-from benchmarks.latency import Level, Options, margin_of
-from benchmarks.latency_round import Round, Times, play
+from benchmarks.latency import cold
+from benchmarks.latency import measure as latency
+from benchmarks.latency import round as latency_round
+from benchmarks.latency.arms import AGAIN, BASELINE, CONTROL_DELAY, DELAYED, OTHER_SEED, UNSTRIPPED, Arm, make_arms
+from benchmarks.latency.measure import Level, Options, margin_of
+from benchmarks.latency.round import Round, Times, play
+from benchmarks.latency.verdict import Role, Verdict
 from benchmarks.rounds import fresh_processes
 from benchmarks.sampling import Contestant
-from benchmarks.verdict import Role, Verdict
 from export.bundle import MODEL_ONNX
 from export.parity import session
 from export.serving import load_for_serving

@@ -15,12 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import load, load_report
 from benchmarks.http_client import running, serve_arguments
-from benchmarks.load_engine import engine_process
-from benchmarks.load_loops import Slice
-from benchmarks.load_process import Meter, Others
-from benchmarks.load_questions import Asked
+from benchmarks.load import lines as load_report
+from benchmarks.load import measure as load
+from benchmarks.load.engine import engine_process
+from benchmarks.load.loops import Slice
+from benchmarks.load.process import Meter, Others
+from benchmarks.load.questions import Asked
 from service.engine import Engine
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
 from tests.helpers_bundle import make_content
@@ -168,7 +169,7 @@ def test_the_constant_reply_looks_like_a_recommendation(bundles: tuple[Path, Pat
         length = load.typical_length(service, asked, 5)
         params: dict[str, str | int] = {"user_id": asked.users[0], "k": 5}
         theirs = httpx.post(f"http://{service.host}:{service.port}/recommend", params=params)
-    with running("benchmarks.arm_server", f'{{"constant": {length}}}') as constant:
+    with running("benchmarks.load.arm_server", f'{{"constant": {length}}}') as constant:
         mine = httpx.post(f"http://{constant.host}:{constant.port}/constant")
     assert mine.status_code == theirs.status_code == 200
     assert list(mine.headers) == list(theirs.headers)
@@ -230,7 +231,7 @@ def test_what_a_request_costs_the_server_is_counted(bundles: tuple[Path, Path]) 
     asked = Asked.read(bundles[0], 5, 0)
     arms = [{"name": name, "folder": str(bundles[0]), "delay_us": delay} for name, delay in (("a", 0), ("b", 20_000.0))]
     cpu = {}
-    with running("benchmarks.arm_server", json.dumps({"arms": arms})) as server:
+    with running("benchmarks.load.arm_server", json.dumps({"arms": arms})) as server:
         for name in ("a", "b"):
             endpoint = load.Endpoint(server, asked.questions(name, 5), np.random.default_rng(0))
             seen, used, _ = endpoint.closed(4, 0.1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.http_client import ServerError
-from benchmarks.load_client import Connections, Question
-from benchmarks.load_loops import closed_block, closed_loop, open_loop
-from benchmarks.load_questions import Constant, Recommend
+from benchmarks.load.client import Connections, Question
+from benchmarks.load.loops import closed_block, closed_loop, open_loop
+from benchmarks.load.questions import Constant, Recommend
 from tests.benchmarks.raw_server import Answer, reply, replying
 
 ASKED = Constant.of(700)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import KINDS, REPORT, markdown, read_folder, write_report
-from benchmarks.report_text import cell, figure, listed
+from benchmarks.report.text import cell, figure, listed
+from benchmarks.report.write import KINDS, REPORT, markdown, read_folder, write_report
 from tests.benchmarks.helpers import Bench
 from tests.benchmarks.helpers_report import EQUAL, EVERYTHING, FAR, ROLES, Document, latency, put, stages
 

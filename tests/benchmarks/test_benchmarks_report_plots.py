@@ -11,9 +11,10 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks import latency_plot, report_plot
-from benchmarks.report_latency_document import Latency
-from benchmarks.report_parts_documents import Load, Peers, Stages
+from benchmarks.report import latency_plot
+from benchmarks.report import plot as report_plot
+from benchmarks.report.latency_document import Latency
+from benchmarks.report.parts_documents import Load, Peers, Stages
 from tests.benchmarks.helpers_report import EQUAL, FAR, latency, load, peers, stages
 
 

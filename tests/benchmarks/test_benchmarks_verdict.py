@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.latency.verdict import Comparison, Finding, Role, Verdict, finding_of
 from benchmarks.statistics import Ratio, ratio_of_quantiles
-from benchmarks.verdict import Comparison, Finding, Role, Verdict, finding_of
 
 SAME, SLOWER, WIDE = Ratio(1.0, 0.99, 1.01), Ratio(1.05, 1.03, 1.07), Ratio(1.01, 0.97, 1.05)
 

@@ -65,13 +65,13 @@ def test_scores_are_the_same_either_way(adaptive_bundle: Path, monkeypatch: pyte
     users = np.arange(23)
     folded = parity.onnx_scores(data, 23, 41)(users)
     calls: list[int] = []
-    opening = parity._open
+    opening = parity.session
 
     def counted(*arguments: object, **options: object) -> object:
         opened = opening(*arguments, **options)  # type: ignore[arg-type]
         return type("Counted", (), {"run": staticmethod(_counting(opened.run, calls))})
 
-    monkeypatch.setattr(parity, "_open", counted)
+    monkeypatch.setattr(parity, "session", counted)
     monkeypatch.setattr(onnx_folding, "LARGEST_FOLDING", 0)
     unfolded = parity.onnx_scores(data, 23, 41)
     found = np.concatenate([unfolded(users[:10]), unfolded(users[10:])])

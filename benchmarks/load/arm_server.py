@@ -1,8 +1,8 @@
 """A server to measure beside ``dvib-serve``: the same framework and settings, other content.
 
-Run as ``python -m benchmarks.arm_server DOCUMENT`` with JSON: ``{"constant": 700}`` replies to ``POST /constant`` with
-that many bytes; ``{"arms": [{"name": ..., "folder": ..., "delay_us": 0.0}, ...]}`` is the service over some bundles, of
-which some are made slower on purpose.
+Run as ``python -m benchmarks.load.arm_server DOCUMENT`` with JSON: ``{"constant": 700}`` replies to ``POST /constant``
+with that many bytes; ``{"arms": [{"name": ..., "folder": ..., "delay_us": 0.0}, ...]}`` is the service over some
+bundles, of which some are made slower on purpose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from benchmarks.load_questions import CONSTANT, constant_body
+from benchmarks.load.questions import CONSTANT, constant_body
 from export.publish import resolve
 from service.app import create_app
 from service.engine import Engine, Recommendation, Request

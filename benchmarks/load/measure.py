@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.http_client import Connection, Server, running, serve_arguments
-from benchmarks.load_client import Connections, Question
-from benchmarks.load_engine import EngineProcess, engine_process
-from benchmarks.load_loops import Slice, closed_loop, open_loop
-from benchmarks.load_process import Meter, Others
-from benchmarks.load_questions import Asked, Constant
+from benchmarks.load.client import Connections, Question
+from benchmarks.load.engine import EngineProcess, engine_process
+from benchmarks.load.loops import Slice, closed_loop, open_loop
+from benchmarks.load.process import Meter, Others
+from benchmarks.load.questions import Asked, Constant
 
 CONCURRENCY = (1, 8, 32)
 """Closed loops: requests under way at any time."""
@@ -205,7 +205,7 @@ def measure(
         service = stack.enter_context(running("service", *arguments))
         length = typical_length(service, asked[BUNDLE], options.k)
         document = json.dumps({CONSTANT: length})
-        constant = stack.enter_context(running("benchmarks.arm_server", document))
+        constant = stack.enter_context(running("benchmarks.load.arm_server", document))
         endpoints = {name: Endpoint(service, one.questions(name, options.k), generator) for name, one in asked.items()}
         endpoints[CONSTANT] = Endpoint(constant, [Constant.of(length)], generator)
         run = Run(asked, options, length, [], [])

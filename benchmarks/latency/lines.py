@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.arms import BASELINE
+from benchmarks.latency.arms import BASELINE
 
 FOLDING = (
     "ONNX Runtime folds whatever does not depend on the user (VBPR's projection of the item features) into constants "

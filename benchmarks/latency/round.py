@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.arms import Arm
+from benchmarks.latency.arms import Arm
 from benchmarks.sampling import Call, Contestant, sample
 from export.bundle import MODEL_ONNX, BundleReader
 from export.parity import session

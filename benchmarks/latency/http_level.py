@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.http_client import Server, running
-from benchmarks.load_client import Connections
-from benchmarks.load_loops import closed_block, no_collection
-from benchmarks.load_questions import Asked, Recommend
+from benchmarks.load.client import Connections
+from benchmarks.load.loops import closed_block, no_collection
+from benchmarks.load.questions import Asked, Recommend
 from benchmarks.sampling import shuffled
 
 _BLOCK = 20
@@ -97,7 +97,7 @@ def _arm_server(arms: Sequence[HttpArm]) -> Iterator[Server]:
         {"name": f"arm{row:02}", "folder": str(arm.folder.absolute()), "delay_us": arm.delay_us}
         for row, arm in enumerate(arms)
     ]
-    with running("benchmarks.arm_server", json.dumps({"arms": document})) as server:
+    with running("benchmarks.load.arm_server", json.dumps({"arms": document})) as server:
         yield server
 
 

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from benchmarks.report_latency_document import Latency, LevelEntry
-from benchmarks.report_plot import (
+from benchmarks.report.latency_document import Latency, LevelEntry
+from benchmarks.report.plot import (
     BLACK,
     BLUE,
     GREEN,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from benchmarks.report_documents import Document, Part, RatioEntry, Times
+from benchmarks.report.documents import Document, Part, RatioEntry, Times
 
 
 class BundleEntry(Part):
@@ -89,7 +89,7 @@ class LoadBar(Part):
 
 
 class LoadOptions(Part):
-    """See ``benchmarks.load.Options``."""
+    """See ``benchmarks.load.measure.Options``."""
 
     rounds: int
     seconds: float
@@ -148,7 +148,7 @@ class Recall(Part):
 
 
 class GrowthPoint(Part):
-    """A bundle of made-up vectors, measured; see ``benchmarks.growth``."""
+    """A bundle of made-up vectors, measured; see ``benchmarks.growth.measure``."""
 
     axis: Literal["items", "users", "k", "seen"]
     value: int

@@ -7,8 +7,8 @@ from textwrap import fill
 
 import matplotlib as mpl
 
-from benchmarks.report_parts_documents import Load, Peers, Stages
-from benchmarks.report_text import listed
+from benchmarks.report.parts_documents import Load, Peers, Stages
+from benchmarks.report.text import listed
 
 mpl.use("Agg")
 

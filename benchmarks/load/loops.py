@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.load_client import UNTIMED, Connections, Question, Reply
+from benchmarks.load.client import UNTIMED, Connections, Question, Reply
 
 _SAMPLED = 50
 """Of so many replies one is kept, and checked in full when the slice is over."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.load import BUNDLE, CLOSED, CONSTANT, OPEN, Load, Measured, Run
-from benchmarks.load_engine import BATCH
+from benchmarks.load.engine import BATCH
+from benchmarks.load.measure import BUNDLE, CLOSED, CONSTANT, OPEN, Load, Measured, Run
 from benchmarks.statistics import Ratio, ratio_of_quantiles
 
 THROUGHPUT, CPU, TAIL = 0.45, 1.4, 2.0

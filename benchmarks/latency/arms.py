@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.verdict import Role
+from benchmarks.latency.verdict import Role
 from export.bundle import MODEL_ONNX, SEEN, BundleReader
 from export.manifest import Manifest
 from export.onnx_safety import check_graph

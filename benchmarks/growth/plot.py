@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from benchmarks.growth import AXES
+from benchmarks.growth.measure import AXES
 
 mpl.use("Agg")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from benchmarks.report_parts_documents import AllUsers, Growth, GrowthPoint, Load, LoadFigures, Peers, Stages
-from benchmarks.report_text import (
+from benchmarks.report.parts_documents import AllUsers, Growth, GrowthPoint, Load, LoadFigures, Peers, Stages
+from benchmarks.report.text import (
     NONE,
     Check,
     Outcome,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.arms import Arm
-from benchmarks.latency_round import THREADS, open_session
+from benchmarks.latency.arms import Arm
+from benchmarks.latency.round import THREADS, open_session
 from benchmarks.rounds import fresh_processes
 from benchmarks.sampling import rotations
 from export.bundle import MODEL_ONNX, BundleReader

@@ -1,4 +1,4 @@
-"""The engine without HTTP, in a process of its own that works only when it is told to; see ``benchmarks.load``."""
+"""The engine without HTTP, in a process of its own that works only when it is told to; see ``measure``."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def engine_process(folder: Path, k: int, seed: int) -> Iterator[EngineProcess]:
         The process; it loads the bundle while the caller goes on.
     """
     arguments = json.dumps({"folder": str(folder.absolute()), "k": k, "seed": seed})
-    command = [sys.executable, "-P", "-m", "benchmarks.load_engine", arguments]
+    command = [sys.executable, "-P", "-m", "benchmarks.load.engine", arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield EngineProcess(process)
@@ -85,7 +85,7 @@ def work(folder: str, k: int, seed: int) -> None:
     Raises:
         BundleError: The bundle is unusable.
     """
-    from benchmarks.load_questions import Asked
+    from benchmarks.load.questions import Asked
     from service.engine import Engine, Request
 
     asked = Asked.read(Path(folder), k, seed)

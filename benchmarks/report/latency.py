@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from benchmarks.latency_report import FOLDING
-from benchmarks.report_latency_document import Latency
-from benchmarks.report_text import NONE, Check, cell, figure, listed, megabytes, outcome_of, picture, ratio_text, table
+from benchmarks.latency.lines import FOLDING
+from benchmarks.report.latency_document import Latency
+from benchmarks.report.text import NONE, Check, cell, figure, listed, megabytes, outcome_of, picture, ratio_text, table
 
 ECDF, FOREST = "latency-ecdf", "latency-forest"
 """Stems of the plots' files."""

@@ -52,7 +52,7 @@ class Recommend:
         return cls(post("/recommend?" + urlencode({"user_id": user_id, "k": k, "model": model})), wanted, marks, k)
 
     def fault(self, status: int, body: bytes) -> str:
-        """See ``benchmarks.load_client.Question``."""
+        """See ``benchmarks.load.client.Question``."""
         if status != HTTPStatus.OK:
             return f"status {status}"
         for mark in self.marks:
@@ -63,7 +63,7 @@ class Recommend:
         return "" if found == self.items else f"{found} items, wanted {self.items}"
 
     def fault_in_full(self, body: bytes) -> str:
-        """See ``benchmarks.load_client.Question``."""
+        """See ``benchmarks.load.client.Question``."""
         try:
             document: dict[str, Any] = json.loads(body)
             said = {key: document[key] for key in self.wanted}
@@ -96,13 +96,13 @@ class Constant:
         return cls(post(CONSTANT), constant_body(length))
 
     def fault(self, status: int, body: bytes) -> str:
-        """See ``benchmarks.load_client.Question``."""
+        """See ``benchmarks.load.client.Question``."""
         if status != HTTPStatus.OK:
             return f"status {status}"
         return "" if body == self.body else f"{len(body)} other bytes than the {len(self.body)} that were wanted"
 
     def fault_in_full(self, body: bytes) -> str:
-        """See ``benchmarks.load_client.Question``; all of it is compared each time."""
+        """See ``benchmarks.load.client.Question``; all of it is compared each time."""
         return self.fault(HTTPStatus.OK, body)
 
 

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from benchmarks import growth_plot, latency_plot, report_latency, report_parts, report_plot
-from benchmarks.report_documents import Document, Environment, read_document
-from benchmarks.report_latency_document import Latency
-from benchmarks.report_parts_documents import AllUsers, Growth, Load, Peers, Stages
-from benchmarks.report_text import NONE, Check, cell, code, figure, picture, table
+from benchmarks.growth import plot as growth_plot
+from benchmarks.report import latency as report_latency
+from benchmarks.report import latency_plot
+from benchmarks.report import parts as report_parts
+from benchmarks.report import plot as report_plot
+from benchmarks.report.documents import Document, Environment, read_document
+from benchmarks.report.latency_document import Latency
+from benchmarks.report.parts_documents import AllUsers, Growth, Load, Peers, Stages
+from benchmarks.report.text import NONE, Check, cell, code, figure, picture, table
 from training.common.errors import DvibError
 from training.common.folders import write_atomically
 

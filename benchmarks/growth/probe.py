@@ -1,4 +1,4 @@
-"""One process that loads a bundle and answers from it; see ``benchmarks.growth``."""
+"""One process that loads a bundle and answers from it; see ``benchmarks.growth.measure``."""
 
 from __future__ import annotations
 

@@ -10,14 +10,14 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks import latency_round
-from benchmarks.arms import BASELINE, Arm
-from benchmarks.http_level import HttpArm, calibrate, http_round, level_name
-from benchmarks.latency_round import Round, Times
+from benchmarks.latency import round as latency_round
+from benchmarks.latency.arms import BASELINE, Arm
+from benchmarks.latency.http_level import HttpArm, calibrate, http_round, level_name
+from benchmarks.latency.round import Round, Times
+from benchmarks.latency.verdict import Comparison, Verdict
 from benchmarks.rounds import Runner, fresh_processes
 from benchmarks.sampling import rotations
 from benchmarks.statistics import CONFIDENCE, Quantiles, Ratio, ratio_of_quantiles
-from benchmarks.verdict import Comparison, Verdict
 from export.runtime import CPU
 from training.common.errors import ConfigError
 

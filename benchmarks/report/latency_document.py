@@ -7,13 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from benchmarks.report_documents import Document, Part, RatioEntry, Times
-from benchmarks.verdict import Comparison, Finding, Role, Verdict, finding_of
+from benchmarks.latency.verdict import Comparison, Finding, Role, Verdict, finding_of
+from benchmarks.report.documents import Document, Part, RatioEntry, Times
 from training.common.errors import shown
 
 
 class ArmEntry(Part):
-    """An arm of the latency benchmark; see ``benchmarks.arms``."""
+    """An arm of the latency benchmark; see ``benchmarks.latency.arms``."""
 
     role: Role | Literal["baseline"]
     version: str
@@ -69,7 +69,7 @@ class Reason(Part):
 
 
 class VerdictEntry(Part):
-    """See ``benchmarks.verdict.Verdict``."""
+    """See ``benchmarks.latency.verdict.Verdict``."""
 
     word: str
     code: Literal[0, 1, 3, 4]
@@ -83,7 +83,7 @@ class VerdictEntry(Part):
 
 
 class LatencyOptions(Part):
-    """See ``benchmarks.latency.Options``."""
+    """See ``benchmarks.latency.measure.Options``."""
 
     calls: int
     k: int

@@ -20,7 +20,7 @@ from benchmarks.synth_bundle import Options, write_bundle
 from export import bundle
 from training.common.errors import ConfigError
 
-COMMAND = (sys.executable, "-P", "-m", "benchmarks.growth_probe")
+COMMAND = (sys.executable, "-P", "-m", "benchmarks.growth.probe")
 SIZES = (7_000, 100_000, 1_000_000)
 FULL_SIZES = (7_000, 18_000, 100_000, 300_000, 1_000_000, 10_000_000)
 LARGEST_FLAT = 1_000_000

@@ -1,0 +1,1 @@
+"""Is a DVIB export as fast as the plain model's? ``dvib-bench latency``."""

@@ -1,0 +1,1 @@
+"""One page and its plots from the other benchmarks' documents: ``dvib-bench report``."""

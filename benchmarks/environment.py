@@ -18,6 +18,8 @@ PACKAGES = (
     "faiss-gpu",
     "fastapi",
     "uvicorn",
+    "uvloop",
+    "httptools",
 )
 _THREAD_VARIABLES = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -58,5 +58,5 @@ def load(
         raise typer.Exit(EXIT_DIFFERENT)
     if check and busy_client(run):
         raise typer.Exit(EXIT_VOID)
-    if check and not all(found.met for found in bars(run)):
+    if check and any(found.met is False for found in bars(run)):
         raise typer.Exit(EXIT_DIFFERENT)

@@ -85,7 +85,7 @@ class LoadBar(Part):
     text: str
     ratio: RatioEntry
     limit: float
-    met: bool
+    met: bool | None
 
 
 class LoadOptions(Part):

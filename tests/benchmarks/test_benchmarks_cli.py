@@ -11,7 +11,10 @@ from benchmarks.environment import describe_environment, summary
 from benchmarks.ranking_speed import DisagreementError
 from tests.benchmarks.helpers import Bench, read_json
 
-COMMANDS = ("training", "ranking", "memory", "latency", "load", "quality", "matrix", "index", "export")
+COMMANDS = (
+    *("training", "ranking", "memory", "latency", "load", "stages", "growth", "peers", "all-users"),
+    *("quality", "matrix", "index", "export"),
+)
 
 
 def test_training_on_the_small_shape(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

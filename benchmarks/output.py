@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training.common.errors import DvibError
 from training.common.folders import write_atomically
+
+
+_NUMBERS = re.compile(r"\[\s+((?:-?[0-9][0-9.eE+-]*,\s+)*-?[0-9][0-9.eE+-]*)\s+\]")
+_BREAK = re.compile(r",\s+")
 
 
 class ProgressBar:
@@ -67,6 +72,12 @@ def check_json_path(path: Path | None) -> None:
         raise DvibError(f"--json {path} cannot be written: {ancestor} is no folder that may be written to")
 
 
+def _readable(document: Mapping[str, Any]) -> str:
+    """Return JSON with a line for each value, but lists of numbers on one line: samples come by the ten thousand."""
+    text = json.dumps(document, indent=1)
+    return _NUMBERS.sub(lambda found: f"[{_BREAK.sub(',', found[1])}]", text) + "\n"
+
+
 def command_line() -> str:
     """Return what the user typed."""
     return " ".join(["dvib-bench", *sys.argv[1:]])
@@ -85,6 +96,6 @@ def write_document(path: Path | None, document: Mapping[str, Any]) -> None:
     if path is None:
         return
     try:
-        write_atomically(path, json.dumps({**document, "command": command_line()}, indent=1) + "\n")
+        write_atomically(path, _readable({**document, "command": command_line()}))
     except OSError as error:
         raise DvibError(f"cannot write {path}: {error.strerror or error}") from error

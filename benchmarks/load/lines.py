@@ -240,5 +240,5 @@ def _slice_document(measured: Measured) -> dict[str, Any]:
         "server_cpu_seconds": measured.server_cpu,
         "client_cpu_seconds": measured.seen.client_cpu,
         "errors": measured.seen.errors,
-        "latencies_microseconds": (measured.seen.latencies * 1e6).round(1).tolist(),
+        "latencies_microseconds": (measured.seen.latencies * 1e6).round().astype(int).tolist(),
     }

@@ -73,7 +73,7 @@ def test_a_missed_bar_is_an_exit_code(  # 100 items are looked at in no time: th
     code: int,
     said: str,
 ) -> None:
-    monkeypatch.setattr(stages, "BARS", ((10_000, bar),))
+    monkeypatch.setattr(stages, "BARS", ((0, 10_000, bar),))
     folder = make_bundle(tmp_path / "bundle", n_items=100, dimension=128, graph=False)
     assert bench("stages", folder, *SHORT, "--check") == code
     assert f"bar {bar}: {said}" in capsys.readouterr().out
@@ -87,7 +87,8 @@ def test_bars_are_for_what_they_were_set_for(bundles: tuple[Path, Path]) -> None
         dataset = manifest.dataset.model_copy(update={"n_items": n_items})
         return bar_of(manifest.model_copy(update={"dataset": dataset, "dimension": dimension}), users)
 
-    assert [bar(n_items) for n_items in (7_050, 10_000, 10_001, 18_357, 30_000, 30_001)] == [
+    assert [bar(n_items) for n_items in (4_999, 7_050, 10_000, 10_001, 18_357, 30_000, 30_001)] == [
+        None,
         1.6,
         1.6,
         1.3,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import TYPE_CHECKING
 
+from benchmarks.ending import orderly_at_sigterm
 from training.common import console
 
 if TYPE_CHECKING:
     import typer
+
+
+EXIT_CRASHED = 70
 
 
 def _load() -> typer.Typer:
@@ -17,8 +23,16 @@ def _load() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line."""
-    console.run("dvib-bench", _load)
+    """Run the command line.
+
+    A crash has an exit code of its own: Python's is 1, and here that is what a measurement may say.
+    """
+    with orderly_at_sigterm():
+        try:
+            console.run("dvib-bench", _load)
+        except Exception:  # noqa: BLE001 (shown, and the program ends)
+            traceback.print_exc()
+            sys.exit(EXIT_CRASHED)
 
 
 if __name__ == "__main__":

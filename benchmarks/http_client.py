@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlencode
 
+from benchmarks.ending import orderly_at_sigterm
 from training.common.errors import DvibError
 
 START_S = 60.0
@@ -26,10 +26,6 @@ _ANNOUNCED = "listening on http://"
 
 class ServerError(DvibError):
     """The server did not start, or gave another reply than the one it was asked for."""
-
-
-def _raise_exit(_signal: int, _frame: object) -> None:
-    sys.exit(128 + signal.SIGTERM)
 
 
 class Server(NamedTuple):
@@ -59,18 +55,15 @@ def running(module: str, *arguments: str) -> Iterator[Server]:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("DVIB_SERVE_")}
     # -P: a folder named "service" where the benchmark was started must not take the package's place.
     command = [sys.executable, "-P", "-m", module, *arguments]
-    previous = signal.signal(signal.SIGTERM, _raise_exit)
-    try:
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables) as process,
-        ):
-            try:
-                yield Server(*_address(process, messages), process.pid)
-            finally:
-                _stop(process)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with (
+        orderly_at_sigterm(),
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables) as process,
+    ):
+        try:
+            yield Server(*_address(process, messages), process.pid)
+        finally:
+            _stop(process)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from training.common.errors import DvibError
 from training.common.folders import write_atomically
 
-
 _NUMBERS = re.compile(r"\[\s+((?:-?[0-9][0-9.eE+-]*,\s+)*-?[0-9][0-9.eE+-]*)\s+\]")
 _BREAK = re.compile(r",\s+")
 

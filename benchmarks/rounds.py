@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import ParamSpec, Protocol, TypeVar
 
+from benchmarks.ending import orderly_at_sigterm
 from training.common.errors import DvibError
 
 Arguments = ParamSpec("Arguments")
@@ -39,7 +40,8 @@ def fresh_processes(*modules: str) -> Iterator[Runner]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(modules))
-    with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
+    # The pool starts the next round's process ahead; nobody but the pool ends it.
+    with orderly_at_sigterm(), ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
 
         def run(function: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
             try:

@@ -58,13 +58,31 @@ class _Candidates(NamedTuple):
     estimates: NDArray[np.float32]
 
 
+def inner_products(
+    items: NDArray[np.float32], rows: NDArray[np.int64], wide: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return inner products in float64, each from its own two vectors only: the scores of service and files.
+
+    A BLAS product may round a row differently by its place in the matrix, so that two equal items would get different
+    scores. Here products of two float32 numbers are exact, and NumPy adds those of a pair along the last axis, in an
+    order that depends on D alone: neither on the other pairs nor on where the vectors lie.
+
+    Args:
+        items: float32 [I, D].
+        rows: int64 [n], rows of ``items``.
+        wide: float32 numbers in float64: one vector [D] for all rows, or one for each, [n, D].
+
+    Returns:
+        float64 [n].
+    """
+    scores: NDArray[np.float64] = (items.take(rows, axis=0) * wide).sum(axis=1)
+    return scores
+
+
 def pair_scores(
     vectors: NDArray[np.float32], owners: NDArray[np.int64], items: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return inner products in float64, bit for bit those of the service.
-
-    Products of two float32 are exact in float64. NumPy adds those of a pair along the last axis, in an order that
-    depends on D alone: neither on the other pairs nor on where the vectors lie.
+    """Return the `inner_products` of pairs of a user and an item, some at a time.
 
     Args:
         vectors: float32 [n, D].
@@ -80,9 +98,7 @@ def pair_scores(
     size = max(1, _PRODUCTS_AT_ONCE // vectors.shape[1])
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
-        products = items[rows[part]].astype(np.float64)
-        products *= wide[owners[part]]
-        products.sum(axis=1, out=scores[part])
+        scores[part] = inner_products(items, rows[part], wide[owners[part]])
     return scores
 
 

@@ -38,7 +38,7 @@ from export.parity import session
 from export.publish import check_outside
 from export.runtime import GRAPH_ERRORS
 from export.serving import ServingBundle, load_for_serving
-from training.common.errors import BundleError, ConfigError, ExportError, shown
+from training.common.errors import BundleError, ConfigError, DvibError, ExportError, shown
 from training.common.folders import atomic_file
 
 SCHEMA = {"user_id": pl.String, "rank": pl.Int32, "item_id": pl.String, "score": pl.Float64}
@@ -130,6 +130,9 @@ def _check_free(out: Path, *, force: bool) -> None:
     check_outside(out, "--out")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file")
+    if out.exists() and not out.is_file():
+        # It would be replaced, and not written to: nobody wants /dev/null to become a file.
+        raise ConfigError(f"--out {out} is a device or a pipe; name a file")
     if out.exists() and not force:
         raise ConfigError(f"--out {out} is there already; choose another name, or replace it with --force")
 
@@ -226,14 +229,19 @@ def _write(frames: Iterator[pl.DataFrame], path: Path, metadata: dict[str, str])
     interrupted: the frames end then, and polars finishes a file that nobody will see.
     """
     lines, stopped = 0, threading.Event()
+    failures: list[DvibError] = []
 
     def pull(*_pushed_down: object) -> Iterator[pl.DataFrame]:
         nonlocal lines
-        for frame in frames:
-            if stopped.is_set():
-                return
-            lines += len(frame)
-            yield frame
+        try:
+            for frame in frames:
+                if stopped.is_set():
+                    return
+                lines += len(frame)
+                yield frame
+        except DvibError as error:
+            failures.append(error)
+            raise
 
     def sink() -> None:
         register_io_source(pull, schema=SCHEMA).sink_parquet(
@@ -243,6 +251,11 @@ def _write(frames: Iterator[pl.DataFrame], path: Path, metadata: dict[str, str])
     with ThreadPoolExecutor(1) as writer:
         try:
             writer.submit(sink).result()
+        except pl.exceptions.PolarsError:
+            # Older versions of polars raise an error of their own about ours.
+            if failures:
+                raise failures[0] from None
+            raise
         finally:
             stopped.set()
     return lines

@@ -25,7 +25,7 @@ Handing a call over and back costs more than a hundred microseconds of waking up
 interpreter, which for a catalogue of some ten thousand items is more than the answer itself.
 """
 _NEWS = 0.2
-"""Weight of the latest call in what one request is expected to take."""
+"""Weight of the latest call in what one request is expected to take, where it was shorter than that."""
 
 _Outcome = list[Recommendation] | Exception
 
@@ -71,7 +71,7 @@ class Batcher:
         A caller that is cancelled while it waits takes its own request out of the next batch and disturbs no other.
 
         Raises:
-            QueueFullError: ``max_queue`` requests wait already.
+            QueueFullError: ``max_queue`` requests wait already, or the batcher is closed.
             Exception: Whatever the engine raised for the batch; the next batch starts afresh.
         """
         if len(self._waiting) >= self._max_queue:
@@ -85,7 +85,11 @@ class Batcher:
         return await future
 
     def close(self) -> None:
-        """Wait for the call in flight and end the worker thread; requests still waiting are cancelled."""
+        """Wait for the call in flight and end the worker thread.
+
+        Requests still waiting are cancelled, later ones refused.
+        """
+        self._max_queue = 0
         while self._waiting:
             self._waiting.popleft()[1].cancel()
         self._pool.shutdown(wait=True)
@@ -122,7 +126,9 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 (each caller gets it)
             outcome = error
         each = (time.thread_time() - started) / len(requests)
-        self._seconds = each if math.isinf(self._seconds) else self._seconds + _NEWS * (each - self._seconds)
+        # The longest of late, and not the mean: one slow request among many fast ones is one that the loop waits for.
+        faded = each if math.isinf(self._seconds) else self._seconds + _NEWS * (each - self._seconds)
+        self._seconds = max(each, faded)
         return outcome
 
     def _finish(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:

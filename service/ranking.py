@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import faiss
 import numpy as np
 
+from export.batch_ranking import inner_products
 from export.bundle import INDEX
 from export.index import read_index
 from export.index_search import Truth, contained, search_threads
@@ -63,10 +64,7 @@ class Ranked(NamedTuple):
 def exact_scores(
     items: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return inner products in float64, each from its own two vectors only.
-
-    A BLAS product may round a row differently by its place in the matrix, so that two equal items would get different
-    scores. Here NumPy adds the products of each row pairwise along the last axis, in an order that depends on D alone.
+    """Return the inner products of a user and some items, as `export.batch_ranking.inner_products` defines them.
 
     Args:
         items: float32 [I, D].
@@ -78,14 +76,9 @@ def exact_scores(
     """
     wide = vector.astype(np.float64)
     if len(rows) <= _CHUNK:
-        return _sums(items, rows, wide)
+        return inner_products(items, rows, wide)
     parts = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
-    return np.concatenate([_sums(items, part, wide) for part in parts])
-
-
-def _sums(items: NDArray[np.float32], rows: NDArray[np.int64], wide: NDArray[np.float64]) -> NDArray[np.float64]:
-    scores: NDArray[np.float64] = (items.take(rows, axis=0) * wide).sum(axis=1)
-    return scores
+    return np.concatenate([inner_products(items, part, wide) for part in parts])
 
 
 class Ranker:
@@ -216,7 +209,9 @@ class Ranker:
         sums[query.seen] = NEVER
         least = floor(_kth_largest(sums, query.k) - 2 * error)
         rows = (sums >= max(least, NEVER + 1)).nonzero()[0]
-        if len(rows) > max(_FEW, _FEW_PER_K * query.k, n_items // _SHARE):
+        few = max(_FEW, _FEW_PER_K * query.k, n_items // _SHARE)
+        # Where most items are left, scores lie so close together that the index's own rounding would not settle them.
+        if few < len(rows) < n_items // 2:
             return None
         return self._order(query, rows)
 

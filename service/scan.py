@@ -199,8 +199,9 @@ def _trials(dimension: int, levels: int) -> NDArray[np.uint8]:
     """Return user codes that try a kernel's limits, uint8 [n, D].
 
     Kernels for processors without 8-bit dot products add two products in 16 bits and saturate. Items are signed and
-    users are not, so two products of the same sign add up to most where the user's codes are largest: if the largest
-    codes everywhere give the right sums for all items, no other codes can saturate.
+    users are not, so two products of the same sign add up to most where the user's codes are largest: whatever
+    saturates with other codes does so with the largest, too. There what one pair loses another may only make up for in
+    more than 500 dimensions, which the random codes are for.
     """
     most = 2 * levels + 1
     draw = np.random.default_rng(0)

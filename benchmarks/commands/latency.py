@@ -52,8 +52,8 @@ def latency(
 ) -> None:
     """Compare bundles at the graph, at what a request runs, and over HTTP, and say whether DVIB costs anything.
 
-    Exit code 0: every DVIB arm is equivalent to the baseline within the margin. 1: one is different. 3: the run is
-    void, for two equal arms differ or a control was not detected. 4: inconclusive.
+    Judged are the medians; p99 is shown. Exit code 0: every DVIB arm is equivalent to the baseline within the margin.
+    1: one is different. 3: the run is void, for two equal arms differ or a control was not detected. 4: inconclusive.
     """
     require_groups("service", "cpu")
     from benchmarks.latency import cold
@@ -79,7 +79,7 @@ def latency(
         unstripped = None
         if checkpoint is not None:
             unstripped = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "unstripped.onnx"
-            _write_unstripped(checkpoint, unstripped)
+            _write_unstripped(checkpoint, unstripped, baseline)
         arms = make_arms(baseline, dvib, other_seed=other_seed, unstripped=unstripped, inject=inject_delay_pct / 100)
         described = {arm.name: describe(arm) for arm in arms}
         first = described[BASELINE]
@@ -106,9 +106,29 @@ def latency(
     raise typer.Exit(verdict.code)
 
 
-def _write_unstripped(run: Path, place: Path) -> None:
+def _write_unstripped(run: Path, place: Path, baseline: Path) -> None:
+    """Write the graph of a run, unless it is a run of another model or other data: as a control it would prove nothing.
+
+    Raises:
+        BundleError: The baseline's bundle cannot be read.
+        ConfigError: The run does not go with the baseline.
+        DvibError: The run cannot be read, or has nothing to strip.
+    """
     require_groups("export")
+    from export.bundle import BundleReader
+    from export.publish import resolve
     from export.removed import unstripped_onnx
     from training.checkpoint import load_checkpoint
 
-    place.write_bytes(unstripped_onnx(load_checkpoint(run)))
+    read = load_checkpoint(run)
+    with BundleReader(resolve(baseline)) as reader:
+        wanted = reader.manifest
+    ours, theirs = (
+        (wanted.model, wanted.dataset.fingerprint),
+        (read.info.config.model_name, read.info.dataset.fingerprint),
+    )
+    if ours != theirs:
+        raise ConfigError(
+            f"--checkpoint {run} is a run of {theirs[0]} on data {theirs[1][:12]}; wanted {ours[0]} on {ours[1][:12]}"
+        )
+    place.write_bytes(unstripped_onnx(read))

@@ -34,7 +34,8 @@ class Arm:
         role: What it is there for; the baseline itself has the role ``same``.
         folder: Its bundle.
         graph: A graph that is run instead of the bundle's; None for the bundle's own.
-        delay: Busy waiting after each call, as a share of the arm's own median; 0 for none.
+        delay: Busy waiting after each call, as a share of the arm's own median; 0 for none. Over HTTP every answer
+            is so delayed, by a share of the median of the baseline's lone requests.
     """
 
     name: str
@@ -110,6 +111,7 @@ def describe(arm: Arm) -> dict[str, Any]:
         **manifest.model_dump(include={"version", "model", "variant", "preset", "dimension"}),
         "n_items": manifest.n_items,
         "index": manifest.index.factory,
+        "search": manifest.index.search,
         "bytes": {name: entry.size for name, entry in sorted(manifest.files.items())},
     }
 

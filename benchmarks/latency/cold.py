@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.latency.arms import Arm
 from benchmarks.latency.round import THREADS, open_session
 from benchmarks.rounds import fresh_processes
-from benchmarks.sampling import rotations
+from benchmarks.sampling import shuffled
 from export.bundle import MODEL_ONNX, BundleReader
 from export.serving import load_for_serving
 from service.engine import Engine
@@ -77,7 +77,7 @@ def measure(arms: Sequence[Arm], k: int, seed: int) -> dict[str, dict[str, list[
     found: dict[str, dict[str, list[float | None]]] = {name: {} for name in chosen}
     with fresh_processes(__name__) as run:
         for _ in range(REPEATS):
-            for name in rotations(list(chosen), generator)[0]:
+            for name in shuffled(list(chosen), generator):
                 for figure, value in run(load_once, chosen[name], k).items():
                     found[name].setdefault(figure, []).append(value)
     return found

@@ -18,7 +18,8 @@ from benchmarks.sampling import shuffled
 
 _BLOCK = 20
 """Counted requests of one arm at a stretch, or a few more; at least twice the concurrency."""
-_CALIBRATION = 200
+_CALIBRATION = 100
+"""Requests per request under way."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class HttpArm:
         name: Unique among the arms.
         folder: Its bundle; several arms may share one.
         delay_us: Microseconds by which every answer is made slower on purpose.
+        only: The one level, by its requests under way, that the arm takes part in; None for all.
     """
 
     name: str
     folder: Path
     delay_us: float = 0.0
+    only: int | None = None
 
 
 def level_name(concurrency: int) -> str:
@@ -70,9 +73,10 @@ def http_round(
     with _arm_server(arms) as server, no_collection():
         for under_way, count in requests.items():
             with Connections((server.host, server.port), under_way) as connections:
-                for arm in arms:
-                    connections.ask_each(questions[arm.name])
-                times[level_name(under_way)] = _turns(connections, questions, count, generator)
+                chosen = {arm.name: questions[arm.name] for arm in arms if arm.only in (None, under_way)}
+                for asking in chosen.values():
+                    connections.ask_each(asking)
+                times[level_name(under_way)] = _turns(connections, chosen, count, generator)
     return times
 
 
@@ -101,8 +105,8 @@ def _arm_server(arms: Sequence[HttpArm]) -> Iterator[Server]:
         yield server
 
 
-def calibrate(folder: Path, *, k: int, seed: int = 0) -> float:
-    """Return the median latency of a bundle's lone requests, in seconds, from few of them.
+def calibrate(folder: Path, *, k: int, concurrency: Sequence[int], seed: int = 0) -> dict[int, float]:
+    """Return the median latency of a bundle at each level, in seconds, from few requests.
 
     In a closed loop of ``c`` requests each waits for ``c`` answers: a delay that shall add a share ``p`` to the median
     there is ``p × median ÷ c`` for every answer.
@@ -112,5 +116,5 @@ def calibrate(folder: Path, *, k: int, seed: int = 0) -> float:
         ServerError: The server fails.
     """
     arm = HttpArm("calibrated", folder)
-    times = http_round([arm], k=k, requests={1: _CALIBRATION}, seed=seed)
-    return float(np.median(times[level_name(1)][arm.name]))
+    times = http_round([arm], k=k, requests={count: count * _CALIBRATION for count in concurrency}, seed=seed)
+    return {count: float(np.median(times[level_name(count)][arm.name])) for count in concurrency}

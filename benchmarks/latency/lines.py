@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.latency.arms import BASELINE
+from benchmarks.latency.arms import BASELINE, UNSTRIPPED
 
 FOLDING = (
     "ONNX Runtime folds whatever does not depend on the user (VBPR's projection of the item features) into constants "
@@ -31,6 +31,8 @@ def report(document: dict[str, Any]) -> Iterator[str]:
                 f"{level['findings'][name]:<12} {_role(arms[name]['role'])}  p99 {_ratio(tail)}"
             )
     yield FOLDING
+    if UNSTRIPPED not in arms:
+        yield "without the un-stripped graph as a control: name a DVIB run with --checkpoint"
     verdict = document["verdict"]
     yield f"verdict: {verdict['word']}"
     for reason in verdict["reasons"]:

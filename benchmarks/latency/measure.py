@@ -15,6 +15,7 @@ from benchmarks.latency.arms import BASELINE, Arm
 from benchmarks.latency.http_level import HttpArm, calibrate, http_round, level_name
 from benchmarks.latency.round import Round, Times
 from benchmarks.latency.verdict import Comparison, Verdict
+from benchmarks.load.questions import Asked
 from benchmarks.rounds import Runner, fresh_processes
 from benchmarks.sampling import rotations
 from benchmarks.statistics import CONFIDENCE, Quantiles, Ratio, ratio_of_quantiles
@@ -24,9 +25,9 @@ from training.common.errors import ConfigError
 Kind = Literal["graph", "unfolded", "engine", "http"]
 KINDS: tuple[Kind, ...] = ("graph", "unfolded", "engine", "http")
 USERS_PER_CALL: dict[Kind, dict[int, float]] = {
-    "graph": {1: 1.0, 32: 1.0, 256: 0.25},
+    "graph": {1: 1.0, 32: 1.0, 256: 0.5},
     "unfolded": {1024: 0.05},
-    "engine": {1: 1.0, 32: 0.5},
+    "engine": {1: 1.0, 32: 0.5, 256: 0.1},
     "http": {1: 0.75, 8: 1.5, 32: 3.0},
 }
 """Kind of level → users per call (over HTTP: requests in flight) → share of ``Options.calls``."""
@@ -171,7 +172,7 @@ def measure(
         The levels, and what they say together.
 
     Raises:
-        BundleError: A bundle cannot be opened.
+        BundleError: A bundle cannot be opened, or, for HTTP, no user has enough items left.
         ConfigError: The provider is not there.
         DvibError: A process died.
         ServerError: A server fails.
@@ -181,6 +182,8 @@ def measure(
             f"this ONNX Runtime has no {options.provider}, only {', '.join(onnxruntime.get_available_providers())}; "
             "install the gpu group"
         )
+    if "http" in options.kinds:
+        Asked.read(arms[0].folder, options.k, options.seed)  # what HTTP would refuse after the other levels
     levels: list[Level] = []
     comparisons: list[Comparison] = []
     with fresh_processes(latency_round.__name__) as run:
@@ -240,25 +243,28 @@ def _local_player(
 
 def _http_player(arms: Sequence[Arm], options: Options) -> Player:
     calls = _calls("http", options)
-    median = calibrate(arms[0].folder, k=options.k)
-    by_name = {arm.name: _http_arm(arm, median) for arm in arms if arm.graph is None}
+    medians = calibrate(arms[0].folder, k=options.k, concurrency=list(calls))
+    by_name = {arm.name: _http_arms(arm, medians) for arm in arms if arm.graph is None}
+    owners = {entry.name: name for name, entries in by_name.items() for entry in entries}
 
     def play(order: Sequence[str], number: int) -> Times:
         seed = int(np.random.SeedSequence((options.seed, number)).generate_state(1)[0])
-        found = http_round(
-            [by_name[name] for name in order],
-            k=options.k,
-            requests=calls,
-            seed=seed,
-        )
+        opened = [entry for name in order for entry in by_name[name]]
+        found = http_round(opened, k=options.k, requests=calls, seed=seed)
         return {
-            users: {name: np.array(seconds) for name, seconds in found[level_name(users)].items()} for users in calls
+            users: {owners[name]: np.array(seconds) for name, seconds in found[level_name(users)].items()}
+            for users in calls
         }
 
     return play
 
 
-def _http_arm(arm: Arm, median: float) -> HttpArm:
-    # The server answers one batch after the other and passes a delay on to everybody who waits: what is this share of a
-    # lone request's median is at least that of any other's.
-    return HttpArm(arm.name, arm.folder, delay_us=delay_of(arm, "http") * median * 1e6)
+def _http_arms(arm: Arm, medians: Mapping[int, float]) -> list[HttpArm]:
+    """Return an arm as the server knows it: one with a delay is there once for each level, with that level's delay."""
+    share = delay_of(arm, "http")
+    if not share:
+        return [HttpArm(arm.name, arm.folder)]
+    return [
+        HttpArm(f"{arm.name}, {users}", arm.folder, delay_us=share * median / users * 1e6, only=users)
+        for users, median in medians.items()
+    ]

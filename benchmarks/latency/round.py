@@ -19,16 +19,20 @@ from numpy.typing import NDArray
 
 from benchmarks.latency.arms import Arm
 from benchmarks.sampling import Call, Contestant, sample
+from benchmarks.warm_up import warm_up
 from export.bundle import MODEL_ONNX, BundleReader
 from export.parity import session
-from export.runtime import CPU
+from export.runtime import CPU, GRAPH_ERRORS
 from export.serving import SeenItems, ServingBundle, load_for_serving
 from service.engine import Engine, Request
+from training.common.errors import BundleError, ConfigError
 
 THREADS = 1
 """Of ONNX Runtime and of FAISS, in every arm; the server's defaults are the same."""
 SLOW_SHARE = 10
 """An arm that runs everything at each call gets this many times fewer calls."""
+
+_WARM_UP_USERS, _WARM_UP_BATCH = 2048, 32
 
 Kind = Literal["graph", "unfolded", "engine"]
 
@@ -63,6 +67,8 @@ def play(task: Round) -> Times:
     faiss.omp_set_num_threads(THREADS)
     opened, n_users = _open_engines(task) if task.kind == "engine" else _open_graphs(task)
     generator = np.random.default_rng(task.seed)
+    if task.kind == "engine":
+        _warm_up(task, opened, n_users)
     gc.collect()
     gc.disable()
     try:
@@ -86,6 +92,18 @@ def play(task: Round) -> Times:
         gc.enable()
 
 
+def _warm_up(task: Round, opened: dict[str, Call], n_users: int) -> None:
+    """Ask every engine for the same users, so that all know as many names of items when the time is taken.
+
+    An engine remembers the names that it has given. Without this an arm would be ahead whose delay is calibrated, which
+    takes calls, and one that gives everybody the same items.
+    """
+    for arm in task.arms:
+        if arm.graph is None:
+            draw = np.random.default_rng(task.seed)
+            warm_up(opened[arm.name], min(n_users, _WARM_UP_USERS), _WARM_UP_BATCH, draw)
+
+
 def _open_graphs(task: Round) -> tuple[dict[str, Call], int]:
     opened: dict[str, Call] = {}
     n_users = 0
@@ -98,8 +116,19 @@ def _open_graphs(task: Round) -> tuple[dict[str, Call], int]:
 
 
 def open_session(graph: bytes, folded: bool, provider: str = CPU) -> onnxruntime.InferenceSession:
-    """Open a graph as every arm does: one thread; folded, or with all optimisation but constant folding."""
-    return session(graph, threads=THREADS, folded=None if folded else False, provider=provider)
+    """Open a graph as every arm does: one thread; folded, or with all optimisation but constant folding.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+        ConfigError: The provider does not work on this machine, and another would take over.
+    """
+    try:
+        opened = session(graph, threads=THREADS, folded=None if folded else False, provider=provider)
+    except GRAPH_ERRORS as error:
+        raise BundleError(f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())}") from error
+    if provider not in opened.get_providers():
+        raise ConfigError(f"{provider} does not work on this machine; check its driver, or leave --device out")
+    return opened
 
 
 def _scores(opened: onnxruntime.InferenceSession) -> Call:
@@ -152,7 +181,9 @@ def unstripped_engine(
         answers = []
         for user, row in zip(rows.tolist(), every, strict=True):
             row[seen.of(user)] = -np.inf
-            best = np.argpartition(row, -k)[-k:]
+            most = min(k, len(row))
+            best = np.argpartition(row, -most)[-most:]
+            best = best[np.isfinite(row[best])]
             best = best[np.argsort(-row[best], kind="stable")]
             answers.append([(item_ids[item], float(row[item])) for item in best.tolist()])
         return answers

@@ -34,7 +34,8 @@ def headline(document: Latency) -> str:
     within = listed([f"±{margin:.0%}" for margin in sorted({level.margin for level in document.levels.values()})])
     slower = f", each slowed down on purpose by {document.options.inject:.0%}," if document.options.inject else ""
     return {
-        "equivalent": f"Equivalent: {arms}{slower} {verb} as fast as the plain model at every level, within {within}",
+        "equivalent": f"Equivalent: {arms}{slower} {verb} as fast as the plain model in the median at every level, "
+        f"within {within}",
         "different": f"Different: {_deciding(document)}{slower} beyond the margin of {within}",
         "void": f"Void: this run says nothing about DVIB, its own controls failed: {_deciding(document)}",
         "inconclusive": f"Inconclusive: too few rounds, or too noisy a machine, to decide: {_deciding(document)}",
@@ -113,7 +114,10 @@ def levels(document: Latency) -> Iterator[str]:
         yield f"### {cell(level.description)}"
         yield ""
         yield f"Margin ±{level.margin:.0%}, {level.rounds} rounds. Times in microseconds; ratios to the baseline."
-        yield from (f"{cell(name)} waits {share:.0%} of its own median longer." for name, share in level.delays.items())
+        whose = (
+            "the baseline's median at one in flight, with every answer" if level.kind == "http" else "its own median"
+        )
+        yield from (f"{cell(name)} waits {share:.0%} of {whose}." for name, share in level.delays.items())
         yield ""
         header = ("arm", "wanted", "finding", "p50 µs", "p99 µs", "ratio of p50 [interval]", "ratio of p99 [interval]")
         yield from table(header, (_row(document, name, arm) for arm in document.order(level.microseconds)), left=3)

@@ -35,6 +35,7 @@ class LevelEntry(Part):
     """One level of the latency benchmark; arm → figures."""
 
     description: str
+    kind: str
     margin: float
     delays: dict[str, float]
     rounds: int

@@ -71,7 +71,9 @@ def test_a_reply_from_another_bundle_is_refused(bundles: tuple[Path, Path], monk
 
 def test_calibration_gives_a_median(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_level, "_CALIBRATION", 11)
-    assert 0 < calibrate(bundles[0], k=5) < 1
+    found = calibrate(bundles[0], k=5, concurrency=(1, 2))
+    assert sorted(found) == [1, 2]
+    assert all(0 < value < 1 for value in found.values())
 
 
 def test_a_bundle_that_is_not_there(bundles: tuple[Path, Path], tmp_path: Path) -> None:
@@ -86,3 +88,9 @@ def test_the_server_says_why_it_cannot_start(tmp_path: Path) -> None:
         running("benchmarks.load.arm_server", document),
     ):
         pass
+
+
+def test_an_arm_of_one_level_is_timed_there_only(bundles: tuple[Path, Path]) -> None:
+    arms = [HttpArm("a", bundles[0]), HttpArm("b", bundles[0], delay_us=10.0, only=2)]
+    times = http_round(arms, k=5, requests={1: 5, 2: 5}, seed=0)
+    assert {level: sorted(by_arm) for level, by_arm in times.items()} == {"http_1": ["a"], "http_2": ["a", "b"]}

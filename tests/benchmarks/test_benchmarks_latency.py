@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,16 +20,16 @@ from benchmarks.latency import measure as latency
 from benchmarks.latency import round as latency_round
 from benchmarks.latency.arms import AGAIN, BASELINE, CONTROL_DELAY, DELAYED, OTHER_SEED, UNSTRIPPED, Arm, make_arms
 from benchmarks.latency.measure import Level, Options, margin_of
-from benchmarks.latency.round import Round, Times, play
+from benchmarks.latency.round import Round, Times, open_session, play, unstripped_engine
 from benchmarks.latency.verdict import Role, Verdict
 from benchmarks.rounds import fresh_processes
 from benchmarks.sampling import Contestant
-from export.bundle import MODEL_ONNX
+from export.bundle import MODEL_ONNX, BundleReader
 from export.parity import session
-from export.serving import load_for_serving
-from service.engine import Engine
+from export.serving import SeenItems, load_for_serving
+from service.engine import Engine, Recommendation, Request
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
-from training.common.errors import BundleError, DvibError
+from training.common.errors import BundleError, ConfigError, DvibError
 
 Bundles = tuple[Path, Path]
 CPU = "CPUExecutionProvider"
@@ -54,7 +57,7 @@ def test_the_whole_way_from_the_command_line(
     assert code == document["verdict"]["code"] in (1, 3)  # so few rounds may overlook a control
     assert document["benchmark"] == "latency"
     assert document["environment"]["versions"]["onnxruntime"]
-    assert list(document["levels"]) == ["graph_1", "graph_32", "graph_256", "engine_1", "engine_32"]
+    assert list(document["levels"]) == ["graph_1", "graph_32", "graph_256", "engine_1", "engine_32", "engine_256"]
     assert {name: arm["role"] for name, arm in document["arms"].items()} == {
         BASELINE: "baseline",
         AGAIN: "same",
@@ -142,6 +145,41 @@ def test_an_altered_graph_is_refused(bundles: Bundles, tmp_path: Path) -> None:
         make_arms(bundles[0], [folder])
 
 
+@pytest.mark.parametrize(("field", "value"), [("model_name", "bm3"), ("fingerprint", "1" * 64)])
+def test_a_checkpoint_of_other_data_is_no_control(
+    bench: Bench,
+    bundles: Bundles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    field: str,
+    value: str,
+) -> None:
+    with BundleReader(bundles[0]) as reader:
+        known = {"model_name": reader.manifest.model, "fingerprint": reader.manifest.dataset.fingerprint, field: value}
+    said = SimpleNamespace(**known)
+    monkeypatch.setattr("training.checkpoint.load_checkpoint", lambda _: SimpleNamespace(info=Info(said, said)))
+    monkeypatch.setattr("export.removed.unstripped_onnx", lambda _: pytest.fail("the graph was made"))
+    assert bench("latency", "--baseline", bundles[0], "--dvib", bundles[1], "--checkpoint", "run") == 2
+    shown = capsys.readouterr().err
+    assert "--checkpoint run is a run of" in shown
+    assert value[:12] in shown
+
+
+class Info(NamedTuple):
+    """What a checkpoint says of itself, as far as it is asked."""
+
+    config: SimpleNamespace
+    dataset: SimpleNamespace
+
+
+def test_what_http_would_refuse_is_refused_before_anything_is_timed(bundles: Bundles) -> None:
+    steps: list[str] = []
+    options = Options(looks=(2,), calls=1, k=61, kinds=("graph", "http"))
+    with pytest.raises(BundleError, match="61 items left"):
+        latency.measure(make_arms(bundles[0], [bundles[1]]), 60, options, steps.append)
+    assert steps == []
+
+
 class Opened:
     """Stands for ``sample``: keeps what it was given."""
 
@@ -220,6 +258,49 @@ def test_all_arms_run_with_the_same_settings(monkeypatch: pytest.MonkeyPatch, ar
         assert ("'folded': False" in asked[0][1]) == (kind == "unfolded")
 
 
+def test_all_engines_are_asked_for_the_same_users_before_any_is_timed(
+    monkeypatch: pytest.MonkeyPatch, arms: list[Arm]
+) -> None:
+    asked: list[list[str]] = []
+
+    class Listening(Engine):
+        def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+            self.mine += [request.user_id for request in requests]
+            return super().recommend_many(requests)
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.mine: list[str] = []
+            asked.append(self.mine)
+
+    monkeypatch.setattr(latency_round, "Engine", Listening)
+    opened(monkeypatch, arms, "engine")
+    assert len(asked) == 5
+    assert all(users == asked[0] for users in asked)
+    assert set(asked[0]) == set(load_for_serving(arms[0].folder).users)
+
+
+def test_a_provider_that_another_stands_in_for_is_refused(bundles: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = (bundles[0] / MODEL_ONNX).read_bytes()
+    assert open_session(graph, folded=True).get_providers() == [CPU]
+    monkeypatch.setattr(latency_round, "session", lambda data, **_: session(data))
+    with pytest.raises(ConfigError, match="CUDAExecutionProvider does not work"):
+        open_session(graph, folded=True, provider="CUDAExecutionProvider")
+
+
+def test_a_graph_that_cannot_be_loaded_is_an_error_of_one_line() -> None:
+    with pytest.raises(BundleError, match="cannot load the graph"):
+        open_session(b"no graph", folded=False)
+
+
+@pytest.mark.parametrize(("k", "found"), [(1, 1), (2, 2), (3, 2), (4, 2), (50, 2)])
+def test_the_unstripped_engine_gives_what_is_left(k: int, found: int) -> None:
+    seen = SeenItems(np.array([0, 2]), np.array([0, 3], dtype=np.int32))
+    scores = np.array([[4.0, 1.0, 2.0, 3.0]], dtype=np.float32)
+    answer: Any = unstripped_engine(lambda _: [scores.copy()], seen, list("abcd"), k)(np.zeros(1, dtype=np.int64))
+    assert answer == [[("c", 2.0), ("b", 1.0)][:found]]
+
+
 def times_of(ratios: Mapping[str, float], noise: float, calls: int = 20) -> Times:
     draw = np.random.default_rng(0)
     return {1: {name: 1e-4 * ratio * np.exp(noise * draw.standard_normal(calls)) for name, ratio in ratios.items()}}
@@ -262,6 +343,28 @@ def test_margins() -> None:
     assert margin_of("http", 7) == 0.05
 
 
+TERMINATED = """
+import os, time
+from benchmarks.rounds import fresh_processes
+if __name__ == "__main__":
+    with fresh_processes() as run:
+        print(run(os.getpid), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_no_process_is_left_after_sigterm(tmp_path: Path) -> None:
+    (tmp_path / "terminated.py").write_text(TERMINATED)
+    command = [sys.executable, str(tmp_path / "terminated.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip().isdigit()
+        process.terminate()
+        # Its output ends when the last that has inherited it has gone.
+        assert process.communicate(timeout=30)[0] == ""
+        assert process.returncode == 128 + signal.SIGTERM
+
+
 def kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -275,3 +378,24 @@ def test_every_round_has_a_process_of_its_own() -> None:
 def test_a_round_that_dies_is_an_error_of_one_line() -> None:
     with pytest.raises(DvibError, match="process died"), fresh_processes("numpy") as run:
         run(kill_itself)
+
+
+def test_a_delay_over_http_adds_the_same_share_at_every_level(arms: list[Arm]) -> None:
+    medians = {1: 300e-6, 8: 1600e-6}
+    found = {arm.name: latency._http_arms(arm, medians) for arm in arms}
+    assert [(entry.only, entry.delay_us) for entry in found[DELAYED]] == [
+        (1, pytest.approx(0.15 * 300)),
+        (8, pytest.approx(0.15 * 200)),  # a request waits for eight answers
+    ]
+    assert [(entry.only, entry.delay_us) for entry in found[AGAIN]] == [(None, 0.0)]
+
+
+def test_a_crash_is_no_verdict(
+    bench: Bench, bundles: Bundles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("benchmarks.latency.arms.check_comparable", crash)
+    assert bench("latency", "--baseline", bundles[0], "--dvib", bundles[1]) == 70
+    assert "RuntimeError: planted" in capsys.readouterr().err

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from numpy.typing import NDArray
+from polars.io.plugins import register_io_source
 
 from export import batch_ranking, bundle
 from export import recommend as module
@@ -180,6 +183,7 @@ def test_some_users_come_once_each_in_the_bundles_order(folder: Path, tmp_path: 
         (("--out", "l", "--all-users", "--threads", "0"), "--threads"),
         (("--out", "there", "--all-users"), "is there already; choose another name, or replace it with --force"),
         (("--out", ".", "--all-users", "--force"), "is a folder; name a file"),
+        (("--out", "pipe", "--all-users", "--force"), "is a device or a pipe; name a file"),
         (("--out", "bundle/l", "--all-users", "--force"), "bundles are never edited; choose another --out"),
         (("--out", "there/l", "--all-users"), "there: File exists"),
     ],
@@ -189,12 +193,14 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there").write_text("precious", "utf-8")
+    os.mkfifo("pipe")
     before = names(folder)
     ended = dvib_export("recommend", "bundle", *arguments)
     assert ended.code == 2
     assert complaint in ended.complaint
     assert Path("there").read_text("utf-8") == "precious"
-    assert names(tmp_path) == ["bundle", "there"]
+    assert names(tmp_path) == ["bundle", "pipe", "there"]
+    assert Path("pipe").is_fifo()
     assert names(folder) == before
 
 
@@ -211,8 +217,24 @@ def test_vectors_that_cannot_be_ranked_are_refused(value: float, message: str, f
     assert names(tmp_path) == ["bundle"]
 
 
-def test_an_error_on_the_way_leaves_the_old_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wrapping(pull: Callable[..., Iterator[pl.DataFrame]], **options: Any) -> pl.LazyFrame:
+    """As older versions of polars do: an error of a source becomes one of their own."""
+
+    def wrapped(*arguments: object) -> Iterator[pl.DataFrame]:
+        try:
+            yield from pull(*arguments)
+        except BundleError as error:
+            raise pl.exceptions.ComputeError(f"caught exception: {error}") from None
+
+    return register_io_source(wrapped, **options)
+
+
+@pytest.mark.parametrize("source", [register_io_source, wrapping])
+def test_an_error_on_the_way_leaves_the_old_file(
+    source: object, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batch_ranking, "_USERS", 2)
+    monkeypatch.setattr(module, "register_io_source", source)
     out = tmp_path / "l.parquet"
     out.write_text("old", "utf-8")
     calls = itertools.count()

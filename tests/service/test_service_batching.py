@@ -186,6 +186,20 @@ def test_closing_cancels_those_who_wait_and_ends_the_thread() -> None:
     run(test())
 
 
+def test_whoever_asks_a_closed_batcher_is_refused() -> None:
+    async def test() -> None:
+        batcher = make(Gate())
+        scheduled = asyncio.create_task(batcher.recommend("a", 1))
+        await asyncio.sleep(0)
+        batcher.close()
+        with pytest.raises(asyncio.CancelledError):
+            await scheduled
+        with pytest.raises(QueueFullError):
+            await batcher.recommend("b", 1)
+
+    run(test())
+
+
 class Worker:
     """An engine that computes for as long as it is told, and notes in which threads."""
 
@@ -247,6 +261,22 @@ def test_an_error_of_a_short_call_reaches_its_callers_only() -> None:
             await batcher.recommend("boom", 1)
         assert (await batcher.recommend("a", 1)).source == "popular"
         assert engine.threads[1:] == [threading.get_ident()] * 2
+        batcher.close()
+
+    run(test())
+
+
+def test_a_slow_request_now_and_then_makes_no_short_calls_of_the_others() -> None:
+    async def test() -> None:
+        here, engine = threading.get_ident(), Worker()
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        slow = []
+        for number in range(30):
+            engine.seconds = 0.02 if number % 6 == 5 else 0.0
+            await batcher.recommend("a", 1)
+            if engine.seconds:
+                slow.append(engine.threads[-1] == here)
+        assert slow == [True, False, False, False, False]  # only the first is a surprise
         batcher.close()
 
     run(test())

@@ -139,16 +139,18 @@ def counted(opened: Ranker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return searches
 
 
-def test_the_index_is_searched_only_where_the_scan_leaves_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_searched_only_where_the_scan_leaves_many_but_not_most(monkeypatch: pytest.MonkeyPatch) -> None:
     items, users = draw_vectors("normal", 5000, 6, 16, 3)
-    users[2] = users[4] = 0  # all scores are equal
+    items[::4] = items[0]  # as many items as a quarter share a score
+    users[2] = users[4] = items[0]
+    users[5] = 0  # all scores are equal
     opened = ranker(items, users)
     searches = counted(opened, monkeypatch)
     queries = [Query(user, np.array([0, 3], dtype=np.int32), 10) for user in users]
     check(items, queries, opened.top(queries))
     assert searches[0] == 2
     del searches[:]
-    check(items, queries[:2], opened.top(queries[:2]))
+    check(items, [*queries[:2], queries[5]], opened.top([*queries[:2], queries[5]]))
     assert searches == []
 
 

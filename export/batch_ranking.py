@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from export.index_layout import largest_norm
 from export.index_search import check_products
 from export.parity import session
+from export.scores import inner_products
 
 _USERS = 256
 _TILE = 4096
@@ -56,27 +57,6 @@ class _Candidates(NamedTuple):
     owners: NDArray[np.int64]
     rows: NDArray[np.int64]
     estimates: NDArray[np.float32]
-
-
-def inner_products(
-    items: NDArray[np.float32], rows: NDArray[np.int64], wide: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return inner products in float64, each from its own two vectors only: the scores of service and files.
-
-    A BLAS product may round a row differently by its place in the matrix, so that two equal items would get different
-    scores. Here products of two float32 numbers are exact, and NumPy adds those of a pair along the last axis, in an
-    order that depends on D alone: neither on the other pairs nor on where the vectors lie.
-
-    Args:
-        items: float32 [I, D].
-        rows: int64 [n], rows of ``items``.
-        wide: float32 numbers in float64: one vector [D] for all rows, or one for each, [n, D].
-
-    Returns:
-        float64 [n].
-    """
-    scores: NDArray[np.float64] = (items.take(rows, axis=0) * wide).sum(axis=1)
-    return scores
 
 
 def pair_scores(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import faiss
 import numpy as np
 
-from export.batch_ranking import inner_products
 from export.bundle import INDEX
 from export.index import read_index
 from export.index_search import Truth, contained, search_threads
+from export.scores import inner_products
 from service.scan import NEVER, Code, Codes, Scan, ScanError
 from training.common.errors import BundleError
 
@@ -64,7 +64,7 @@ class Ranked(NamedTuple):
 def exact_scores(
     items: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Return the inner products of a user and some items, as `export.batch_ranking.inner_products` defines them.
+    """Return the inner products of a user and some items, as `export.scores.inner_products` defines them.
 
     Args:
         items: float32 [I, D].

@@ -27,7 +27,7 @@ KINDS: tuple[Kind, ...] = ("graph", "unfolded", "engine", "http")
 USERS_PER_CALL: dict[Kind, dict[int, float]] = {
     "graph": {1: 1.0, 32: 1.0, 256: 0.5},
     "unfolded": {1024: 0.05},
-    "engine": {1: 1.0, 32: 0.5, 256: 0.1},
+    "engine": {1: 1.0, 32: 0.5, 256: 0.3},
     "http": {1: 0.75, 8: 1.5, 32: 3.0},
 }
 """Kind of level → users per call (over HTTP: requests in flight) → share of ``Options.calls``."""

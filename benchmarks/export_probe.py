@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory_probe import peak_bytes
 from benchmarks.probe import answer
+from training.common.memory import peak_bytes
 
 
 def prepare(shape: str, model: str, variant: Any, preset: Any, checkpoint: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import sys
 import tempfile
 import time
@@ -11,20 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.probe import answer
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has held at any time so far, in bytes.
-
-    ``VmHWM`` where there is one: ``ru_maxrss`` would count what the process was forked from, too.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+from training.common.memory import peak_bytes
 
 
 def probe(shape: str, model: str, variant: Any, preset: Any, steps: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from benchmarks.bundle_facts import bundle_facts
 from benchmarks.peer_services import PEERS, THREADS, Ask, Material
 from benchmarks.rounds import fresh_processes
 from benchmarks.sampling import Call, Contestant, sample, shuffled
@@ -218,13 +219,7 @@ def measure(
     samples = {name: np.stack([times[name] for times in rounds]) for name in (OURS, *present)}
     generator = np.random.default_rng(options.seed)
     return {
-        "bundle": {
-            **manifest.model_dump(include={"version", "model", "variant", "dimension"}),
-            "dataset": manifest.dataset.name,
-            "n_items": manifest.n_items,
-            "n_users": manifest.dataset.n_users,
-            "index": manifest.index.factory,
-        },
+        "bundle": bundle_facts(manifest),
         "options": {**vars(options), "threads": THREADS, "bootstrap_unit": "round, a process of its own"},
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "not_installed": missing,

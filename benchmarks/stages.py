@@ -23,6 +23,7 @@ import uvloop
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from benchmarks.bundle_facts import bundle_facts
 from benchmarks.rounds import fresh_processes
 from benchmarks.sampling import Call, Contestant, sample
 from benchmarks.statistics import Quantiles, Ratio, Samples, ratio_of_quantiles
@@ -253,13 +254,7 @@ def measure(folder: Path, options: Options, on_round: Callable[[], None] = lambd
             on_round()
     samples = {name: np.stack([times[name] for times in rounds]) for name in options.stages}
     return {
-        "bundle": {
-            **manifest.model_dump(include={"version", "model", "variant", "dimension"}),
-            "dataset": manifest.dataset.name,
-            "n_items": manifest.n_items,
-            "n_users": manifest.dataset.n_users,
-            "index": manifest.index.factory,
-        },
+        "bundle": bundle_facts(manifest),
         "options": {**vars(options), "threads": THREADS, "bootstrap_unit": "round, a process of its own"},
         "floors": _floors(samples, bar_of(manifest, options.users_per_call), options),
         "stages": {
@@ -293,7 +288,7 @@ def _remainders(samples: Mapping[str, Samples]) -> dict[str, float]:
     """Return what is left of a whole when its parts are taken away: the median over the rounds."""
     wholes = {
         "ids, titles and objects": (ENGINE, ("user", "ranking")),
-        "framework, queue, thread": ("request", ("parse", ENGINE, "serialise")),
+        "framework and queue": ("request", ("parse", ENGINE, "serialise")),
     }
     return {
         name: round(

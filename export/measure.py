@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from training.common.errors import ExportError
+from training.common.memory import peak_bytes, resident_bytes
 
 BATCHES = (1, 32)
 _CALL_BUDGET_SECONDS = 0.15
@@ -91,14 +91,14 @@ def measure_here(graph: Path, *, folded: bool) -> dict[str, Any]:
     from export.parity import session
 
     data = graph.read_bytes()
-    before = _memory("VmRSS")
+    before = resident_bytes()
     started = time.perf_counter()
     opened = session(data, optimised=folded, threads=_THREADS)
     seconds = time.perf_counter() - started
     figures: dict[str, Any] = {
         "load_seconds": seconds,
         "memory_before_bytes": before,
-        "memory_peak_bytes": _memory("VmHWM"),
+        "memory_peak_bytes": peak_bytes(),
         "call_seconds": {},
     }
     for batch in BATCHES:
@@ -119,17 +119,6 @@ def _median_seconds(call: Callable[[], object]) -> float:
         call()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-def _memory(field: str) -> int:
-    """Return this process's memory now (``VmRSS``) or at its most (``VmHWM``), in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("utf-8").splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    # Without /proc only the most so far can be told.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _processor() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import faiss
@@ -78,6 +78,19 @@ def make_content(
         seen=seen,
         popularity=np.bincount(np.concatenate(seen), minlength=n_items).astype(np.int64),
     )
+
+
+def cancelling(n_items: int = 300, n_users: int = 12) -> Content:
+    """Scores that differ in float64, but whose float32 sums are noise, whatever the SIMD width up to 16.
+
+    In each lane a product of millions comes first, then a small one, then the large one again with the other sign.
+    """
+    base = make_content(n_users=n_users, n_items=n_items, dimension=48, seen_share=0.02, seed=5)
+    users, items = base.users.copy(), base.items.copy()
+    items[:, :16] = items[:, 32:] = 1000 + np.arange(n_items)[:, None] % 7
+    users[:, :16], users[:, 32:] = 4000, -4000
+    users[:, 16:32] *= 0.05
+    return replace(base, items=items, users=users)
 
 
 def gather_tower(users: NDArray[np.float32]) -> bytes:

@@ -8,24 +8,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.memory_probe import peak_bytes
 from benchmarks.probe import answer
+from training.common.memory import peak_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from benchmarks.sampling import Call
     from service.engine import Engine
 
 _MOST_USERS = 10_000
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process holds now, in bytes; what it held at most where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("utf-8").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return peak_bytes()
 
 
 def probe(folder: str, ks: list[int], calls: int, seed: int) -> dict[str, Any]:

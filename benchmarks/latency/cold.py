@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +16,9 @@ from benchmarks.sampling import shuffled
 from export.bundle import MODEL_ONNX, BundleReader
 from export.serving import load_for_serving
 from service.engine import Engine
+from training.common.memory import resident_bytes
 
 REPEATS = 5
-_STATM = Path("/proc/self/statm")
-
-
-def _resident() -> int | None:
-    """Return the bytes of memory that the process holds, None where the system does not tell."""
-    return int(_STATM.read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") if _STATM.is_file() else None
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -38,16 +32,16 @@ def _open(folder: Path) -> tuple[Engine, str]:
     return Engine(bundle, index_threads=THREADS), bundle.users[0]
 
 
-def load_once(folder: Path, k: int) -> dict[str, float | None]:
+def load_once(folder: Path, k: int) -> dict[str, float]:
     """Load a bundle as the service does, in a process that has loaded none, and answer once.
 
     Returns:
         Seconds and bytes.
     """
-    before = _resident()
+    before = resident_bytes()
     (engine, user), load = _timed(lambda: _open(folder))
     _, first = _timed(lambda: engine.recommend(user, k))
-    after = _resident()
+    after = resident_bytes()
     with BundleReader(folder) as reader:
         graph = bytes(reader.read(MODEL_ONNX))
     opened, graph_load = _timed(lambda: open_session(graph, folded=True))
@@ -55,13 +49,13 @@ def load_once(folder: Path, k: int) -> dict[str, float | None]:
     return {
         "engine_load_s": load,
         "engine_first_answer_s": first,
-        "engine_resident_bytes": None if before is None or after is None else after - before,
+        "engine_resident_bytes": after - before,
         "graph_load_s": graph_load,
         "graph_first_call_s": graph_first,
     }
 
 
-def measure(arms: Sequence[Arm], k: int, seed: int) -> dict[str, dict[str, list[float | None]]]:
+def measure(arms: Sequence[Arm], k: int, seed: int) -> dict[str, dict[str, list[float]]]:
     """Load every arm's bundle several times, in changing order, each time in a process of its own.
 
     Args:
@@ -74,7 +68,7 @@ def measure(arms: Sequence[Arm], k: int, seed: int) -> dict[str, dict[str, list[
     """
     generator = np.random.default_rng(seed)
     chosen = {arm.name: arm.folder for arm in arms if arm.graph is None and arm.role != "control"}
-    found: dict[str, dict[str, list[float | None]]] = {name: {} for name in chosen}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in chosen}
     with fresh_processes(__name__) as run:
         for _ in range(REPEATS):
             for name in shuffled(list(chosen), generator):

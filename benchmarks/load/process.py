@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from training.common.errors import DvibError
+from training.common.memory import status_bytes
 
 
 class Meter:
@@ -33,7 +34,7 @@ class Meter:
         if error:
             raise DvibError(f"no CPU clock of process {pid}: {os.strerror(error)}")
         self._clock = clock.value
-        self._status = Path(f"/proc/{pid}/status")
+        self._pid = pid
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds used so far, of user and system."""
@@ -41,10 +42,10 @@ class Meter:
 
     def resident_bytes(self) -> int:
         """Return the resident memory."""
-        for line in self._status.read_text("utf-8").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise DvibError(f"{self._status} shows no VmRSS; the process has ended")
+        held = status_bytes("VmRSS", self._pid)
+        if held is None:
+            raise DvibError(f"process {self._pid} shows no memory; it has ended")
+        return held
 
 
 class Others:

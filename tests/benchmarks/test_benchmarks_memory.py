@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory
-from benchmarks.memory_probe import peak_bytes
 from tests.benchmarks.helpers import Bench, read_json
 from training.common.errors import DvibError
+from training.common.memory import peak_bytes
 
 
 def test_memory_from_the_command_line(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +34,7 @@ def test_a_whole_epoch_saves_its_checkpoints() -> None:
 
 def test_the_peak_sees_what_is_already_freed_and_not_the_parent() -> None:
     program = (
-        "import numpy\nfrom benchmarks.memory_probe import peak_bytes\nbefore = peak_bytes()\n"
+        "import numpy\nfrom training.common.memory import peak_bytes\nbefore = peak_bytes()\n"
         "numpy.ones(30_000_000)\nprint(before, peak_bytes())"
     )
     ballast = bytearray(400_000_000)

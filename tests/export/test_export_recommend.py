@@ -27,7 +27,7 @@ from export.index_tuning import IndexChoice
 from export.publish import publish
 from export.recommend import SCHEMA, recommend
 from service.engine import Engine
-from tests.helpers_bundle import Content, gather_tower, make_content, seal, write_bundle
+from tests.helpers_bundle import Content, cancelling, gather_tower, make_content, seal, write_bundle
 from tests.helpers_export import dvib_export, edit_json, python, reseal
 from tests.helpers_publish import names
 from training.common.errors import BundleError
@@ -35,22 +35,12 @@ from training.common.errors import BundleError
 Line = tuple[str, int, str, float]
 
 
-def cancelling() -> Content:
-    """Scores that differ in float64, but whose float32 sums are noise: a large product, small ones, its negative."""
-    base = make_content(n_users=20, n_items=300, dimension=48, seen_share=0.02, seed=5)
-    users, items = base.users.copy(), base.items.copy()
-    items[:, :16] = items[:, 32:] = 1000 + np.arange(300)[:, None] % 7
-    users[:, :16], users[:, 32:] = 4000, -4000
-    users[:, 16:32] *= 0.05
-    return replace(base, items=items, users=users)
-
-
 CONTENTS = {
     "plain": make_content(),
     "larger": make_content(n_users=70, n_items=701, dimension=33, seen_share=0.05, seed=1),
     "long vectors": make_content(n_users=9, n_items=50, dimension=300, seed=4),
     "exact ties": make_content(n_users=20, n_items=400, dimension=2, levels=1, seen_share=0.03, seed=2),
-    "cancellation": cancelling(),
+    "cancellation": cancelling(n_users=20),
     "one item": replace(
         make_content(n_users=4, n_items=4, seed=3),
         items=np.ones((1, 7), dtype=np.float32),

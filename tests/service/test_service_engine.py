@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from export import bundle
 from service.engine import Engine, Request
 from service.ranking import exact_scores
-from tests.helpers_bundle import Content, flat_index, gather_tower, make_content, seal, write_bundle
+from tests.helpers_bundle import Content, cancelling, flat_index, gather_tower, make_content, seal, write_bundle
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -27,19 +27,6 @@ def expected(content: Content, user: int, k: int) -> list[tuple[int, float]]:
     unseen = np.setdiff1d(np.arange(len(scores)), content.seen[user])
     order = unseen[np.lexsort((unseen, -scores[unseen]))][:k]
     return [(int(row), float(scores[row])) for row in order]
-
-
-def cancelling(n_items: int = 300) -> Content:
-    """Scores that differ in float64, but whose float32 sums are noise, whatever the SIMD width up to 16.
-
-    In each lane a product of millions comes first, then a small one, then the large one again with the other sign.
-    """
-    base = make_content(n_items=n_items, dimension=48, seen_share=0.02, seed=5)
-    users, items = base.users.copy(), base.items.copy()
-    items[:, :16] = items[:, 32:] = 1000 + np.arange(n_items)[:, None] % 7
-    users[:, :16], users[:, 32:] = 4000, -4000
-    users[:, 16:32] *= 0.05
-    return replace(base, items=items, users=users)
 
 
 CONTENTS = {

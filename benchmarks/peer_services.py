@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from export.serving import SeenItems, ServingBundle
-from service.tower import UserTower
+from service.retrieval.tower import UserTower
 
 THREADS = 1
 

@@ -31,7 +31,8 @@ from export.bundle import BundleReader
 from export.index_search import sample_users
 from export.publish import resolve
 from export.serving import ServingBundle, load_for_serving
-from service.engine import Engine, Request
+from service.engine import Engine
+from service.values import Request
 from training.common.errors import BundleError, ConfigError, nearest
 
 OURS = "dvib"

@@ -33,11 +33,12 @@ from export.index_search import sample_users
 from export.manifest import Manifest
 from export.publish import resolve
 from export.serving import ServingBundle, load_for_serving
-from service.app import create_app
-from service.engine import Engine, Request
-from service.query import QueryReader
-from service.routes import json_reply, recommend_document
+from service.engine import Engine
+from service.http.app import create_app
+from service.http.query import QueryReader
+from service.http.routes import json_reply, recommend_document
 from service.settings import Settings
+from service.values import Request
 from training.common.errors import BundleError
 from training.common.strings import StringTable
 
@@ -167,7 +168,7 @@ def _empty_call(dimension: int, users_per_call: int) -> Call:
 
 
 def _serialise_call(engine: Engine, requests: Sequence[Request]) -> Call:
-    answers = [engine.recommend(*request) for request in requests[:_ANSWERS]]
+    answers = [engine.recommend(request.user_id, request.k) for request in requests[:_ANSWERS]]
     version = engine.manifest.version
 
     def call(users: NDArray[np.int64]) -> object:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.server import end_at_sigterm, listen, run_app
+from service.process.server import end_at_sigterm, listen, run_app
 from service.settings import load_settings, parse_bundles
 from training.common import console
 
@@ -44,8 +44,8 @@ def run_server(settings: Settings) -> None:
     end_at_sigterm()
     with listen(settings.host, settings.port) as listener:
         from export.publish import resolve
-        from service.app import create_app
         from service.engine import Engine
+        from service.http.app import create_app
 
         engines = {
             name: Engine.load(resolve(folder), index_threads=settings.index_threads) for name, folder in folders.items()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from export.bundle import INDEX
 from export.index_search import sample_users
 from export.serving import load_for_serving
-from service.ranking import Query, Ranker
-from service.tower import UserTower
+from service.retrieval.ranking import Query, Ranker
+from service.retrieval.tower import UserTower
+from service.values import Recommendation, Request, ScoredItem
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -23,36 +24,11 @@ if TYPE_CHECKING:
     from export.serving import ServingBundle
     from training.common.strings import StringTable
 
-Source = Literal["model", "popular", "history"]
-
 _LOOKS = (64, 1024)
 """Users that an approximate index is tried with: few at first, more before it is refused, for few may be unlucky."""
 _RECALL_SLACK = 0.1
 _NAMES = 2**16
 """Items whose id and title are kept as Python strings, those recommended last: some 20 MB at most."""
-
-
-class Request(NamedTuple):
-    """A request as the engine sees it: ``k`` is at least 1."""
-
-    user_id: str
-    k: int
-
-
-class ScoredItem(NamedTuple):
-    """One recommended item; ``title`` is None where the data set has none."""
-
-    row: int
-    item_id: str
-    title: str | None
-    score: float
-
-
-class Recommendation(NamedTuple):
-    """An answer, best item first, and where its order comes from."""
-
-    source: Source
-    items: list[ScoredItem]
 
 
 class Engine:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from training.common.errors import ConfigError, nearest
@@ -29,12 +29,78 @@ class Settings(BaseSettings):
     bundles: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="NAME=DIR or DIR, separated by commas"
     )
+    split: str = Field(
+        default="",
+        description="share of the users that each model answers where a request names none: NAME=WEIGHT, separated "
+        "by commas; where left out, the first bundle answers all",
+    )
+    split_salt: str = Field(default="", description="another salt deals the users out anew")
     default_k: int = Field(default=10, ge=1, description="items in a reply where the request names no k")
     max_k: int = Field(default=1000, ge=1, le=100_000, description="largest k of a request")
-    max_id_bytes: int = Field(default=256, ge=1, le=65536, description="longest user id, in UTF-8 bytes")
+    max_id_bytes: int = Field(default=256, ge=1, le=65536, description="longest user or item id, in UTF-8 bytes")
+    max_history: int = Field(default=1000, ge=1, le=1_000_000, description="most items in the history of a request")
+    max_filter_ids: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="most item ids in exclude, and in allow, of a request",
+    )
+    max_requests: int = Field(default=256, ge=1, le=10_000, description="most requests in one POST /recommend/batch")
+    max_body_bytes: int = Field(default=2**20, ge=1024, le=2**30, description="longest request body, in bytes")
     max_batch: int = Field(default=64, ge=1, le=4096, description="most requests answered by one model call")
-    max_queue: int = Field(default=1024, ge=1, description="most requests waiting per model; more are refused")
+    max_queue: int = Field(default=1024, ge=1, description="most recommendations waiting per model; more are refused")
+    max_in_flight: int = Field(
+        default=1024,
+        ge=1,
+        description="most HTTP requests in work in one worker; more get 503 and Retry-After",
+    )
+    request_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="seconds until an answer that is not there is given up, 504",
+    )
+    read_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        description="seconds in which a client must have sent its request, else 408",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="key that every request but those about health must carry",
+    )
     index_threads: int = Field(default=1, ge=1, le=256, description="threads of one search, in ONNX Runtime and FAISS")
+    workers: int = Field(
+        default=1, ge=1, le=256, description="processes that answer; they share one copy of the models"
+    )
+    watch_s: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds between two looks at which versions are published",
+    )
+    drain_s: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=600,
+        allow_inf_nan=False,
+        description="seconds in which a worker that ends answers what it has accepted",
+    )
+    admin_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="TCP port on 127.0.0.1 of the admin endpoint; none where left out",
+    )
+    admin_token: SecretStr | None = Field(default=None, min_length=16, description="what the admin endpoint asks for")
+    metrics_dir: Path | None = Field(
+        default=None, description="folder for the workers' metric files; a temporary one where left out"
+    )
     access_log: bool = Field(default=False, description="one line per request on stdout (holds user ids)")
 
     @field_validator("bundles", mode="before")
@@ -46,6 +112,21 @@ class Settings(BaseSettings):
     def _default_within_limit(self) -> Self:
         if self.default_k > self.max_k:
             raise ValueError(f"default_k {self.default_k} is above max_k {self.max_k}")
+        return self
+
+    @model_validator(mode="after")
+    def _admin_is_guarded(self) -> Self:
+        if (self.admin_port is None) != (self.admin_token is None):
+            raise ValueError("admin_port and admin_token belong together; set both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _workers_do_not_thread(self) -> Self:
+        if self.workers > 1 and self.index_threads > 1:
+            raise ValueError(
+                f"workers {self.workers} with index_threads {self.index_threads}: several workers share what is loaded "
+                "before they start, and threads cannot be shared; set one of them to 1"
+            )
         return self
 
 

@@ -65,7 +65,7 @@ def probe(folder: str, ks: list[int], calls: int, seed: int) -> dict[str, Any]:
 
 
 def _call(engine: Engine, users: list[str], k: int) -> Call:
-    from service.engine import Request
+    from service.values import Request
 
     return lambda drawn: engine.recommend_many([Request(users[drawn[0]], k)])
 

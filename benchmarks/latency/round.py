@@ -24,7 +24,8 @@ from export.bundle import MODEL_ONNX, BundleReader
 from export.parity import session
 from export.runtime import CPU, GRAPH_ERRORS
 from export.serving import SeenItems, ServingBundle, load_for_serving
-from service.engine import Engine, Request
+from service.engine import Engine
+from service.values import Request
 from training.common.errors import BundleError, ConfigError
 
 THREADS = 1

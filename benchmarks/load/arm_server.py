@@ -18,11 +18,12 @@ from fastapi import FastAPI, Response
 
 from benchmarks.load.questions import CONSTANT, constant_body
 from export.publish import resolve
-from service.app import create_app
-from service.engine import Engine, Recommendation, Request
-from service.errors import JSON
-from service.server import end_at_sigterm, listen, run_app
+from service.engine import Engine
+from service.http.app import create_app
+from service.http.errors import JSON
+from service.process.server import end_at_sigterm, listen, run_app
 from service.settings import Settings
+from service.values import Recommendation, Request
 from training.common.console import EXIT_BAD_INPUT
 from training.common.errors import DvibError
 

@@ -86,7 +86,8 @@ def work(folder: str, k: int, seed: int) -> None:
         BundleError: The bundle is unusable.
     """
     from benchmarks.load.questions import Asked
-    from service.engine import Engine, Request
+    from service.engine import Engine
+    from service.values import Request
 
     asked = Asked.read(Path(folder), k, seed)
     engine = Engine.load(asked.folder, index_threads=1)

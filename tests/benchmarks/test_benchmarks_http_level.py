@@ -10,8 +10,9 @@ from benchmarks.latency import http_level
 from benchmarks.latency.http_level import HttpArm, calibrate, http_round
 from benchmarks.load import arm_server
 from benchmarks.load.questions import Asked, Recommend
-from service.engine import Engine, Request
+from service.engine import Engine
 from service.settings import Settings
+from service.values import Request
 from training.common.errors import BundleError
 
 DELAY_US = 20_000.0

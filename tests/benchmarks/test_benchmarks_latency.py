@@ -27,7 +27,8 @@ from benchmarks.sampling import Contestant
 from export.bundle import MODEL_ONNX, BundleReader
 from export.parity import session
 from export.serving import SeenItems, load_for_serving
-from service.engine import Engine, Recommendation, Request
+from service.engine import Engine
+from service.values import Recommendation, Request
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
 from training.common.errors import BundleError, ConfigError, DvibError
 

@@ -13,10 +13,10 @@ from benchmarks.warm_up import warm_up
 from export.bundle import BundleReader
 from export.manifest import Manifest
 from export.serving import load_for_serving
-from service.app import create_app
-from service.engine import Recommendation
-from service.query import Asked
-from service.ranking import Query, Ranked
+from service.http.app import create_app
+from service.http.query import Asked
+from service.retrieval.ranking import Query, Ranked
+from service.values import Recommendation
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
 from tests.helpers_bundle import make_content
 from training.common.errors import BundleError

@@ -21,7 +21,7 @@ from export.index_tuning import IndexChoice
 from export.manifest import IndexEntry
 from export.serving import load_for_serving
 from service.engine import Engine
-from service.routes import describe
+from service.http.routes import describe
 from tests.export.test_export_imports import loaded_after
 from tests.helpers_export import digests, dvib_export, model_of, reseal, write_new_items
 from tests.helpers_training import make_config, planted_blocks

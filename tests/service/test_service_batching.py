@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service import batching
-from service.batching import Batcher, QueueFullError
-from service.engine import Recommendation, Request
+from service.http import batching
+from service.http.batching import Batcher, QueueFullError
+from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -52,7 +52,7 @@ def make(gate: Gate, *, max_batch: int = 8, max_queue: int = 16) -> Batcher:
 
 
 async def ask(batcher: Batcher, *users: str) -> list[asyncio.Task[Recommendation]]:
-    tasks = [asyncio.create_task(batcher.recommend(user, 1)) for user in users]
+    tasks = [asyncio.create_task(batcher.recommend(Request(user, 1))) for user in users]
     for _ in range(5):  # every task queues its request, and an idle batcher starts
         await asyncio.sleep(0)
     return tasks
@@ -162,7 +162,7 @@ def test_a_full_queue_refuses() -> None:
         tasks = await ask(batcher, "in flight")
         tasks += await ask(batcher, "1", "2")
         with pytest.raises(QueueFullError):
-            await batcher.recommend("3", 1)
+            await batcher.recommend(Request("3", 1))
         gate.open.set()
         await asyncio.gather(*tasks)
         batcher.close()
@@ -189,13 +189,13 @@ def test_closing_cancels_those_who_wait_and_ends_the_thread() -> None:
 def test_whoever_asks_a_closed_batcher_is_refused() -> None:
     async def test() -> None:
         batcher = make(Gate())
-        scheduled = asyncio.create_task(batcher.recommend("a", 1))
+        scheduled = asyncio.create_task(batcher.recommend(Request("a", 1)))
         await asyncio.sleep(0)
         batcher.close()
         with pytest.raises(asyncio.CancelledError):
             await scheduled
         with pytest.raises(QueueFullError):
-            await batcher.recommend("b", 1)
+            await batcher.recommend(Request("b", 1))
 
     run(test())
 
@@ -222,16 +222,16 @@ def test_short_calls_stay_in_the_event_loop_and_others_do_not() -> None:
         here, engine = threading.get_ident(), Worker()
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
         for _ in range(3):
-            await batcher.recommend("a", 1)
+            await batcher.recommend(Request("a", 1))
         assert engine.threads[0] != here  # nobody knows yet how long it takes
         assert engine.threads[1:] == [here, here]
         engine.seconds = 0.02
-        await batcher.recommend("a", 1)
-        await batcher.recommend("a", 1)
+        await batcher.recommend(Request("a", 1))
+        await batcher.recommend(Request("a", 1))
         assert engine.threads[3:] == [here, engine.threads[0]]  # one was unexpected
         engine.seconds = 0.0
         for _ in range(40):
-            await batcher.recommend("a", 1)
+            await batcher.recommend(Request("a", 1))
         assert engine.threads[-1] == here
         batcher.close()
 
@@ -243,9 +243,9 @@ def test_short_answers_to_many_requests_are_a_long_call() -> None:
         here, engine = threading.get_ident(), Worker()
         engine.seconds = 0.3 * batching._SHORT_S
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
-        await batcher.recommend("a", 1)
-        await asyncio.gather(*[batcher.recommend("a", 1) for _ in range(8)])
-        await batcher.recommend("a", 1)
+        await batcher.recommend(Request("a", 1))
+        await asyncio.gather(*[batcher.recommend(Request("a", 1)) for _ in range(8)])
+        await batcher.recommend(Request("a", 1))
         assert [thread == here for thread in engine.threads] == [False, False, True]
         batcher.close()
 
@@ -256,10 +256,10 @@ def test_an_error_of_a_short_call_reaches_its_callers_only() -> None:
     async def test() -> None:
         engine = Worker()
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
-        await batcher.recommend("a", 1)
+        await batcher.recommend(Request("a", 1))
         with pytest.raises(ValueError, match="planted"):
-            await batcher.recommend("boom", 1)
-        assert (await batcher.recommend("a", 1)).source == "popular"
+            await batcher.recommend(Request("boom", 1))
+        assert (await batcher.recommend(Request("a", 1))).source == "popular"
         assert engine.threads[1:] == [threading.get_ident()] * 2
         batcher.close()
 
@@ -273,7 +273,7 @@ def test_a_slow_request_now_and_then_makes_no_short_calls_of_the_others() -> Non
         slow = []
         for number in range(30):
             engine.seconds = 0.02 if number % 6 == 5 else 0.0
-            await batcher.recommend("a", 1)
+            await batcher.recommend(Request("a", 1))
             if engine.seconds:
                 slow.append(engine.threads[-1] == here)
         assert slow == [True, False, False, False, False]  # only the first is a surprise

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from export import bundle
-from service.engine import Engine, Request
-from service.ranking import exact_scores
+from service.engine import Engine
+from service.retrieval.ranking import exact_scores
+from service.values import Request
 from tests.helpers_bundle import Content, cancelling, flat_index, gather_tower, make_content, seal, write_bundle
 from training.common.errors import BundleError
 
@@ -68,7 +69,7 @@ def test_a_batch_answers_like_single_calls(name: str, tmp_path: Path) -> None:
     ids = [*content.user_ids, "nobody", ""]
     for size in (0, 1, 2, 19, 20, 64):  # FAISS changes its kernel at 20 queries
         requests = [Request(str(draw.choice(ids)), int(draw.choice(KS))) for _ in range(size)]
-        assert engine.recommend_many(requests) == [engine.recommend(*request) for request in requests]
+        assert engine.recommend_many(requests) == [engine.recommend(request.user_id, request.k) for request in requests]
 
 
 def test_seen_all_or_nearly_all(content: Content, folder: Path) -> None:

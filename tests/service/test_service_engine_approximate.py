@@ -10,9 +10,9 @@ import pytest
 from export import bundle
 from export.index import build_index
 from export.index_tuning import IndexChoice
-from service.app import create_app
 from service.engine import Engine
-from service.ranking import Ranker
+from service.http.app import create_app
+from service.retrieval.ranking import Ranker
 from service.settings import Settings
 from tests.helpers_bundle import make_content, write_bundle
 from tests.helpers_export import edit_json, reseal

@@ -7,10 +7,11 @@ import httpx
 import pytest
 
 from export.manifest import Manifest
-from service.app import create_app
-from service.engine import Engine, Recommendation, Request
-from service.schemas import ErrorCode, ModelsReply, RecommendReply
+from service.engine import Engine
+from service.http.app import create_app
+from service.http.schemas import ErrorCode, ModelsReply, RecommendReply
 from service.settings import Settings
+from service.values import Recommendation, Request
 from tests.helpers_bundle import Content, make_content, write_bundle
 from tests.service.in_process import in_process
 

@@ -133,7 +133,7 @@ def test_the_process_imports_no_training_libraries(folder: Path) -> None:
 import sys
 from pathlib import Path
 import service.cli, service.__main__, uvicorn
-from service.app import create_app
+from service.http.app import create_app
 from service.engine import Engine
 from service.settings import Settings
 engine = Engine.load(Path({str(folder)!r}))

@@ -11,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.query import Asked, QueryReader
-from service.schemas import ErrorCode
+from service.http.query import Asked, QueryReader
+from service.http.schemas import ErrorCode
 from service.settings import Settings
 from tests.service.in_process import in_process
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.ranking import Query, Ranked, Ranker, _kth_largest
-from service.scan import NEVER, ScanError
+from service.retrieval.ranking import Query, Ranked, Ranker, _kth_largest
+from service.retrieval.scan import NEVER, ScanError
 from tests.helpers_bundle import flat_index
 from tests.helpers_index import entry_of
 from tests.service.vectors import KINDS, draw_vectors
@@ -161,7 +161,7 @@ def test_a_machine_that_cannot_scan_searches_the_index_once(
         raise ScanError("not on this machine")
 
     items, users = draw_vectors("normal", 700, 16, 16, 3)
-    monkeypatch.setattr("service.ranking.Scan", refuse)
+    monkeypatch.setattr("service.retrieval.ranking.Scan", refuse)
     opened = ranker(items, users)
     assert "exactly but more slowly: not on this machine" in caplog.text
     assert opened.encode([users]) is None

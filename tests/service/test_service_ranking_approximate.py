@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from service.ranking import Query, Ranker
+from service.retrieval.ranking import Query, Ranker
 from tests.helpers_bundle import make_content
 from tests.helpers_index import SERVED, entry_of, faiss_index, serialised
 

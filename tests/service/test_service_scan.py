@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import scan as module
-from service.scan import Scan, ScanError
+from service.retrieval import scan as module
+from service.retrieval.scan import Scan, ScanError
 from tests.service.vectors import KINDS, draw_vectors
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.tower import UserTower
+from service.retrieval.tower import UserTower
 from tests.helpers_bundle import gather_tower
 
 

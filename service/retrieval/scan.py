@@ -33,7 +33,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from export.runtime import GRAPH_ERRORS
-from service.session import Buffers, open_session
+from service.retrieval.session import Buffers, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

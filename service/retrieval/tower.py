@@ -10,7 +10,7 @@ import numpy as np
 
 from export.onnx_safety import USERS, VECTORS
 from export.runtime import GRAPH_ERRORS
-from service.session import Buffers, open_session
+from service.retrieval.session import Buffers, open_session
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:

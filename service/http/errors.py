@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.schemas import ErrorCode, ErrorReply
+from service.http.schemas import ErrorCode, ErrorReply
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

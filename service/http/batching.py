@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from service.engine import Recommendation, Request
+from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Batcher:
         self._seconds = math.inf
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{name}")
 
-    async def recommend(self, user_id: str, k: int) -> Recommendation:
+    async def recommend(self, request: Request) -> Recommendation:
         """Queue one request and wait for its answer.
 
         A caller that is cancelled while it waits takes its own request out of the next batch and disturbs no other.
@@ -78,7 +78,7 @@ class Batcher:
             raise QueueFullError
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Recommendation] = loop.create_future()
-        self._waiting.append((Request(user_id, k), future))
+        self._waiting.append((request, future))
         if not self._busy:
             self._busy = True
             loop.call_soon(self._start)

@@ -10,7 +10,7 @@ from fastapi import Response
 from fastapi.routing import APIRoute
 from pydantic import Field, TypeAdapter, ValidationError
 
-from service.schemas import ErrorCode
+from service.http.schemas import ErrorCode
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

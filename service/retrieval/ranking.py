@@ -13,7 +13,7 @@ from export.bundle import INDEX
 from export.index import read_index
 from export.index_search import Truth, contained, search_threads
 from export.scores import inner_products
-from service.scan import NEVER, Code, Codes, Scan, ScanError
+from service.retrieval.scan import NEVER, Code, Codes, Scan, ScanError
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def exact_scores(
 class Ranker:
     """Top-k for batches of queries: the exact one with an exact index, and exact scores with every index.
 
-    Over an exact index all items are first scanned in 8-bit integers, `service.scan`, which leaves the few that can be
-    among the best; where it leaves many, or this machine cannot scan, the index is searched. An approximate index may
-    miss items of the top-k, as often as the manifest's recall says; whatever it proposes is scored exactly, and each
-    query is searched for alone, so that its answer does not depend on its batch.
+    Over an exact index all items are first scanned in 8-bit integers, `service.retrieval.scan`, which leaves the few
+    that can be among the best; where it leaves many, or this machine cannot scan, the index is searched. An approximate
+    index may miss items of the top-k, as often as the manifest's recall says; whatever it proposes is scored exactly,
+    and each query is searched for alone, so that its answer does not depend on its batch.
 
     Args:
         index: Serialised FAISS index over ``items``, inner product.

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from fastapi import Query, Response
 
-from service.batching import QueueFullError
-from service.errors import JSON
-from service.query import QueryReader, reading
-from service.schemas import ErrorCode, ModelsReply, RecommendReply, Status
+from service.http.batching import QueueFullError
+from service.http.errors import JSON
+from service.http.query import QueryReader, reading
+from service.http.schemas import ErrorCode, ModelsReply, RecommendReply, Status
+from service.values import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from export.manifest import Manifest
-    from service.batching import Batcher
-    from service.engine import Recommendation
-    from service.errors import Errors
+    from service.http.batching import Batcher
+    from service.http.errors import Errors
     from service.settings import Settings
+    from service.values import Recommendation
 
 
 def describe(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def describe(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def recommend_document(user_id: str, model: str, version: str, answer: Recommendation) -> dict[str, Any]:
-    """Return the ``/recommend`` document, of the shape of `service.schemas.RecommendReply`."""
+    """Return the ``/recommend`` document, of the shape of `service.http.schemas.RecommendReply`."""
     return {
         "user_id": user_id,
         "model": model,
@@ -92,7 +93,7 @@ def add_routes(
         if name is None or name not in batchers:
             return errors.reply(ErrorCode.NOT_READY)
         try:
-            answer = await batchers[name].recommend(user_id, k)
+            answer = await batchers[name].recommend(Request(user_id, k))
         except QueueFullError:
             return errors.reply(ErrorCode.OVERLOADED, {"Retry-After": "1"})
         return json_reply(recommend_document(user_id, name, manifests[name].version, answer))

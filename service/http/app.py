@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from service.batching import Batcher
-from service.errors import Errors
-from service.routes import add_routes
+from service.http.batching import Batcher
+from service.http.errors import Errors
+from service.http.routes import add_routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -1,0 +1,1 @@
+"""Processes: who listens, who answers, who replaces whom."""

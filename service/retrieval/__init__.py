@@ -1,0 +1,1 @@
+"""From user vectors to the best items: exact scores over a scan or an index."""

@@ -22,9 +22,11 @@ from export.parity import session
 from export.publish import check_outside
 from export.runtime import GRAPH_ERRORS
 from export.serving import ServingBundle, load_for_serving
+from training.common.categories import ItemCategories
 from training.common.errors import BundleError, DataError, ExportError
 from training.common.folders import atomic_folder
 from training.common.strings import StringTable
+from training.data.assemble import categories_of
 from training.data.features import feature_files, feature_owners, load_matrix, rows_of
 from training.data.items import ItemTable, item_table
 from training.data.tabular import find_table, read_table
@@ -43,19 +45,22 @@ class NewItems:
         ids: External ids, none of which the bundle has.
         titles: An empty string where there is none.
         features: Modality name → float32 [n, F_m], raw.
+        categories: Which of them belong to which category, None where no category is told.
     """
 
     ids: list[str]
     titles: list[str]
     features: Mapping[str, NDArray[np.float32]]
+    categories: ItemCategories | None = None
 
 
 def read_new_items(folder: Path, modalities: Mapping[str, int], known: StringTable) -> NewItems:
     """Read a folder of new items: a table of them, and ``MODALITY_feat.npy`` for each modality, as for training.
 
     Args:
-        folder: Holds ``items.csv``, ``.tsv`` or ``.parquet`` (item_id, and title if there are any). A matrix has a row
-            for each line of it, in its order, or in that of ``feature_rows.csv`` (row, item_id).
+        folder: Holds ``items.csv``, ``.tsv`` or ``.parquet`` (item_id; title and a column of genres or categories if
+            there are any). A matrix has a row for each line of it, in its order, or in that of ``feature_rows.csv``
+            (row, item_id).
         modalities: Name → width of the features that the bundle's model was trained with.
         known: Ids that are taken.
 
@@ -86,7 +91,7 @@ def read_new_items(folder: Path, modalities: Mapping[str, int], known: StringTab
                 "encoder as those of the training data"
             )
         features[name] = matrix[rows]
-    return NewItems(items.ids.to_list(), items.titles.to_list(), features)
+    return NewItems(items.ids.to_list(), items.titles.to_list(), features, categories_of(items, items.ids))
 
 
 def _read_items(folder: Path, known: StringTable) -> ItemTable:
@@ -151,8 +156,9 @@ def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | No
     """Write a new version of a bundle in which more items can be recommended; the old one stays as it is.
 
     All scores of the items it has already are the same to the last bit: their vectors, the user tower and the graphs
-    are copied. The new items' rows follow theirs. The certificate speaks of the trained items alone. The index is built
-    anew by the same factory string, and its recall is measured again.
+    are copied. The new items' rows follow theirs. They join its categories; a bundle without any gets none, for a
+    filter by category would hide all that it had before. The certificate speaks of the trained items alone. The index
+    is built anew by the same factory string, and its recall is measured again.
 
     Args:
         folder: The bundle, which may have added items itself: counts add up, and the base stays the trained bundle.
@@ -237,8 +243,16 @@ def _write(
     popularity = np.concatenate([serving.popularity, np.zeros(len(new.ids), np.int64)])
     np.save(fresh / bundle.POPULARITY, popularity, allow_pickle=False)
     item_ids, titles = StringTable.of([*serving.item_ids, *new.ids]), StringTable.of([*serving.titles, *new.titles])
+    categories = serving.categories
+    if categories is not None and new.categories is not None:
+        categories = categories.extended(new.categories, len(serving.item_ids))
     save_file(
-        {**serving.users.to_arrays("users"), **item_ids.to_arrays("items"), **titles.to_arrays("titles")},
+        {
+            **serving.users.to_arrays("users"),
+            **item_ids.to_arrays("items"),
+            **titles.to_arrays("titles"),
+            **(categories.to_arrays() if categories else {}),
+        },
         fresh / bundle.IDS,
     )
     old = serving.manifest

@@ -149,12 +149,13 @@ def seen_items(dataset: Dataset) -> SeenItems:
 
 
 def write_rows(dataset: Dataset, folder: Path) -> None:
-    """Write ids, seen items and popularity."""
+    """Write ids, titles and categories, seen items and popularity."""
     save_file(
         {
             **dataset.user_ids.to_arrays("users"),
             **dataset.item_ids.to_arrays("items"),
             **dataset.titles.to_arrays("titles"),
+            **(dataset.categories.to_arrays() if dataset.categories else {}),
         },
         folder / bundle.IDS,
     )

@@ -48,6 +48,7 @@ REQUIRED = (USER_TOWER, INDEX, ITEMS, IDS, SEEN, POPULARITY, CERTIFICATE)
 EXCUSABLE = (MODEL_ONNX, TORCHSCRIPT, PROGRAM, ITEM_TOWER)
 """Files that a bundle may lack if its manifest says why."""
 
+MAX_CERTIFICATE_BYTES = 2**21
 _MAX_MANIFEST_BYTES = 2**18
 _NO_VERSION = "0" * 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

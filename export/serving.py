@@ -8,10 +8,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
-from export.bundle import IDS, INDEX, ITEMS, POPULARITY, SEEN, USER_TOWER, BundleReader
+from export.bundle import (
+    CERTIFICATE,
+    IDS,
+    INDEX,
+    ITEMS,
+    MAX_CERTIFICATE_BYTES,
+    POPULARITY,
+    SEEN,
+    USER_TOWER,
+    BundleReader,
+)
 from export.manifest import Manifest
 from export.onnx_safety import check_user_tower
+from training.common.categories import ItemCategories
+from training.common.compressed import are_items, are_offsets, ascend
 from training.common.errors import BundleError, shown
 from training.common.strings import StringTable
 
@@ -47,6 +60,8 @@ class ServingBundle:
         titles: Item titles; an empty string where there is none.
         seen: Training items per user.
         popularity: int64 [I], training interactions per item.
+        categories: Which items belong to which category; None where the data set has no categories.
+        certificate: ``certificate.json``, a JSON object that is looked at no further.
     """
 
     manifest: Manifest
@@ -58,6 +73,8 @@ class ServingBundle:
     titles: StringTable
     seen: SeenItems
     popularity: NDArray[np.int64]
+    categories: ItemCategories | None
+    certificate: bytes
 
 
 def _expect(condition: bool, folder: Path, message: str) -> None:
@@ -65,28 +82,29 @@ def _expect(condition: bool, folder: Path, message: str) -> None:
         raise BundleError(f"{folder}: {message}; export the bundle again")
 
 
-def _are_rows(offsets: NDArray[Any], items: NDArray[Any], n_users: int, n_items: int) -> bool:
-    if offsets.dtype != np.int64 or offsets.shape != (n_users + 1,) or items.dtype != np.int32 or items.ndim != 1:
-        return False
-    # Neighbours are compared and not subtracted: a difference of two int64 may wrap around.
-    ordered = offsets[0] == 0 and offsets[-1] == len(items) and not np.any(offsets[1:] < offsets[:-1])
-    return bool(ordered) and (len(items) == 0 or bool(items.min() >= 0 and items.max() < n_items))
+def _certificate(reader: BundleReader) -> bytes:
+    """Return the certificate as it stands: what it says is for others to judge, but it is a document that can be sent.
 
-
-def _ascend(offsets: NDArray[Any], items: NDArray[Any]) -> bool:
-    """Counting and dropping seen items relies on each user's rows being distinct."""
-    ascending = items[1:] > items[:-1]
-    starts = offsets[1:-1]
-    starts = starts[(starts > 0) & (starts < len(items))]
-    ascending[starts - 1] = True  # between the last item of one user and the first of the next
-    return bool(ascending.all())
+    Raises:
+        BundleError: It is altered, too large, or no JSON object.
+    """
+    size = reader.manifest.files[CERTIFICATE].size
+    _expect(size <= MAX_CERTIFICATE_BYTES, reader.folder, f"{CERTIFICATE} is larger than {MAX_CERTIFICATE_BYTES} bytes")
+    content = bytes(reader.read(CERTIFICATE))
+    try:
+        document = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise BundleError(f"{reader.folder}: {CERTIFICATE} is no JSON: {error}; export the bundle again") from error
+    _expect(isinstance(document, dict), reader.folder, f"{CERTIFICATE} is no JSON object")
+    return content
 
 
 def load_for_serving(folder: Path) -> ServingBundle:
     """Load what the service runs, all or nothing.
 
     The offline artefacts (``model.onnx``, ``model.ts``, ``model.pt2``, the item tower and what is said of them) are
-    neither hashed nor parsed; they must be there all the same, but for those that the manifest says are absent.
+    neither hashed nor parsed, but for ``certificate.json``, which the service hands out; they must be there all the
+    same, but for those that the manifest says are absent.
 
     Args:
         folder: A bundle.
@@ -118,6 +136,7 @@ def load_for_serving(folder: Path) -> ServingBundle:
         try:
             users, item_ids, titles = (StringTable.from_arrays(ids, kind) for kind in ("users", "items", "titles"))
             offsets, seen_items = seen_arrays["offsets"], seen_arrays["items"]
+            categories = ItemCategories.from_arrays(ids)
         except (KeyError, ValueError) as error:
             raise BundleError(f"{folder}: {IDS} or {SEEN} is incomplete: {error}; export the bundle again") from error
         _expect(len(users) == n_users, folder, f"{IDS} names {len(users)} users, the manifest {n_users}")
@@ -126,17 +145,22 @@ def load_for_serving(folder: Path) -> ServingBundle:
             folder,
             f"{IDS} names {len(item_ids)} items and {len(titles)} titles, the manifest {n_items}",
         )
+        _expect(
+            categories is None or are_items(categories.items, n_items),
+            folder,
+            f"{IDS}: the categories name items that are not there",
+        )
         for table, what in ((users, "user ids"), (item_ids, "item ids"), (titles, "titles")):
             _expect(table.is_text(), folder, f"{IDS}: the {what} are not valid UTF-8")
         for table in (users, item_ids):
             duplicate = table.first_duplicate()
             _expect(duplicate is None, folder, f"{IDS}: the id {shown(duplicate or '')} occurs twice")
         _expect(
-            _are_rows(offsets, seen_items, n_users, manifest.dataset.n_items),
+            are_items(seen_items, manifest.dataset.n_items) and are_offsets(offsets, n_users, len(seen_items)),
             folder,
             f"{SEEN} is not a list of item rows per user",
         )
-        _expect(_ascend(offsets, seen_items), folder, f"{SEEN}: the seen items of a user are not strictly ascending")
+        _expect(ascend(offsets, seen_items), folder, f"{SEEN}: the seen items of a user are not strictly ascending")
         user_tower = reader.read(USER_TOWER).tobytes()
         try:
             check_user_tower(user_tower, USER_TOWER, n_users, manifest.dimension)
@@ -152,4 +176,6 @@ def load_for_serving(folder: Path) -> ServingBundle:
             titles=titles,
             seen=SeenItems(offsets, seen_items),  # type: ignore[arg-type]
             popularity=popularity,
+            categories=categories,
+            certificate=_certificate(reader),
         )

@@ -42,8 +42,6 @@ from training.common.errors import BundleError, first_problem
 _MALFORMED = (DecodeError, EncodeError, LookupError, ValueError, MemoryError, *GRAPH_ERRORS)
 """What parsing, loading or running a malformed graph can raise."""
 
-_MAX_CERTIFICATE_BYTES = 2**21
-
 Loader = Callable[[bytes], Scores]
 """Makes scores of a file's verified content, which its caller trusts."""
 
@@ -72,8 +70,8 @@ def read_certificate(reader: bundle.BundleReader) -> Certificate:
     if reader.manifest.provenance.get("synthetic"):
         raise BundleError(f"{reader.folder} holds vectors drawn at random and no model: there is nothing to verify")
     content = reader.read(bundle.CERTIFICATE)
-    if len(content) > _MAX_CERTIFICATE_BYTES:
-        raise BundleError(f"{reader.folder}: {bundle.CERTIFICATE} is larger than {_MAX_CERTIFICATE_BYTES} bytes")
+    if len(content) > bundle.MAX_CERTIFICATE_BYTES:
+        raise BundleError(f"{reader.folder}: {bundle.CERTIFICATE} is larger than {bundle.MAX_CERTIFICATE_BYTES} bytes")
     try:
         certificate = Certificate.model_validate_json(bytes(content))
     except ValidationError as error:
@@ -139,7 +137,9 @@ def _verify(folder: Path, against: Path | None, trusted: Mapping[str, Loader]) -
         text = _check_text(reader, certificate)
         pickles = {name: bytes(reader.read(name)) for name in trusted if name in manifest.files}
     n_users, n_items = manifest.dataset.n_users, manifest.n_items
-    checks = [Check("files", True, f"{len(manifest.files)} files match their hashes")]
+    categories = serving.categories.names if serving.categories else ()
+    held = f"{n_users} users, {n_items} items, {len(categories) or 'no'} categories"
+    checks = [Check("files", True, f"{len(manifest.files)} files match their hashes: {held}")]
     checks += _check_full_graph(folder, data, certificate, manifest)
     with _blaming(folder, bundle.INDEX):
         index = read_index(serving.index, manifest.index, n_items, manifest.dimension)

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from export import bundle
 from export.manifest import DatasetEntry, IndexEntry, Manifest
+from training.common.categories import ItemCategories
 from training.common.strings import StringTable
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Content:
         user_ids, item_ids, titles: external names; a missing title is an empty string.
         seen: Per user, ascending item rows. User 0 has seen everything, user 1 all but two items, user 2 nothing.
         popularity: int64 [I].
+        categories: Every item is "Everything", none "Nothing", the first alone "Einzelstück"; the others are drawn, and
+            an item may be in none. None for a bundle without categories.
     """
 
     users: NDArray[np.float32]
@@ -39,6 +42,7 @@ class Content:
     titles: list[str]
     seen: list[NDArray[np.int32]]
     popularity: NDArray[np.int64]
+    categories: ItemCategories | None = None
 
 
 def make_content(
@@ -77,6 +81,21 @@ def make_content(
         titles=["" if row % 4 == 1 else f"Title № {row}" for row in range(n_items)],
         seen=seen,
         popularity=np.bincount(np.concatenate(seen), minlength=n_items).astype(np.int64),
+        categories=make_categories(n_items),
+    )
+
+
+def make_categories(n_items: int) -> ItemCategories:
+    """Return categories of every size, which depend on the number of items alone."""
+    draw = np.random.default_rng(n_items)
+    members: dict[str, list[int]] = {"Everything": list(range(n_items)), "Nothing": [], "Einzelstück": [0]}
+    for share, name in ((0.05, "rare"), (0.3, "Children's"), (0.6, "боевик & ?category=")):
+        members[name] = np.flatnonzero(draw.random(n_items) < share).tolist()
+    names = tuple(sorted(members))
+    return ItemCategories(
+        names,
+        np.cumsum([0, *(len(members[name]) for name in names)], dtype=np.int64),
+        np.array([row for name in names for row in members[name]], dtype=np.int32),
     )
 
 
@@ -117,8 +136,9 @@ def flat_index(items: NDArray[np.float32]) -> bytes:
 def write_bundle(folder: Path, content: Content, *, variant: str = "none", name: str = "toy") -> Manifest:
     """Write a complete bundle into a new folder; the offline artefacts are dummy bytes."""
     folder.mkdir(parents=True)
-    for offline in (bundle.MODEL_ONNX, bundle.TORCHSCRIPT, bundle.PROGRAM, bundle.CERTIFICATE):
+    for offline in (bundle.MODEL_ONNX, bundle.TORCHSCRIPT, bundle.PROGRAM):
         (folder / offline).write_bytes(b"offline artefact, never read by the service")
+    (folder / bundle.CERTIFICATE).write_text('{"toy": "no proof"}', "utf-8")
     (folder / bundle.USER_TOWER).write_bytes(gather_tower(content.users))
     (folder / bundle.INDEX).write_bytes(flat_index(content.items))
     np.save(folder / bundle.ITEMS, content.items)
@@ -129,7 +149,8 @@ def write_bundle(folder: Path, content: Content, *, variant: str = "none", name:
             key: array
             for kind, strings in names.items()
             for key, array in StringTable.of(strings).to_arrays(kind).items()
-        },
+        }
+        | (content.categories.to_arrays() if content.categories else {}),
         folder / bundle.IDS,
     )
     offsets = np.zeros(len(content.seen) + 1, dtype=np.int64)

@@ -148,10 +148,25 @@ def blanked(path: Path, learned: set[str]) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def write_new_items(folder: Path, ids: Sequence[str], features: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write what ``dvib-export add-items`` reads; the first item has no title."""
+def write_new_items(
+    folder: Path,
+    ids: Sequence[str],
+    features: Mapping[str, NDArray[np.float32]],
+    categories: Mapping[str, str] | None = None,
+) -> None:
+    """Write what ``dvib-export add-items`` reads.
+
+    Args:
+        folder: A new one.
+        ids: The first item has no title.
+        features: A row for each.
+        categories: Id → the cell that lists its categories; by default there is no such column.
+    """
     folder.mkdir(parents=True)
     lines = [f"{name},{f'Title of {name}' if row else ''}" for row, name in enumerate(ids)]
-    (folder / "items.csv").write_text("\n".join(["item_id,title", *lines]) + "\n", "utf-8")
+    if categories is not None:
+        lines = [f"{line},{categories.get(name, '')}" for line, name in zip(lines, ids, strict=True)]
+    header = "item_id,title" if categories is None else "item_id,title,genres"
+    (folder / "items.csv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
     for name, matrix in features.items():
         np.save(folder / f"{name}_feat.npy", matrix)

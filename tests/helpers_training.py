@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.build import build_objective
+from training.common.categories import ItemCategories
 from training.common.choices import Preset, Variant
 from training.common.strings import StringTable
 from training.config import RunConfig, build_config
@@ -52,6 +54,14 @@ def make_dataset(
 
 
 WIDTHS = {"audio": 3, "image": 5, "text": 7}
+
+
+def with_categories(dataset: Dataset) -> Dataset:
+    """Name the block of most items, and of some whether they come early: the last item has no category."""
+    rows = np.arange(dataset.n_items - 1)
+    early = rows[:7]
+    labels = ["even" if row % 2 == 0 else "ungerade ü" for row in rows] + ["early"] * len(early)
+    return replace(dataset, categories=ItemCategories.of(np.concatenate([rows, early]), labels))
 
 
 def planted_blocks(

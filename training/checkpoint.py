@@ -4,7 +4,7 @@
 ``dvib.safetensors``      Net_φ and friends, for training only
 ``graph.safetensors``     training, validation and test interactions
 ``features.safetensors``  modality features
-``ids.safetensors``       external user and item ids, titles
+``ids.safetensors``       external user and item ids, titles, categories where there are any
 ``checkpoint.json``       configuration, data set, metrics, history, versions
 
 The last four hardly ever change during a run; they are written once and shared between its checkpoints as hard links.
@@ -32,7 +32,8 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from training.common.errors import CheckpointError, first_problem
+from training.common.categories import ItemCategories
+from training.common.errors import CheckpointError, DataError, first_problem
 from training.common.folders import atomic_folder, write_atomically
 from training.common.strings import StringTable
 from training.config import RunConfig
@@ -111,6 +112,7 @@ def save_dataset(dataset: Dataset, folder: Path) -> None:
                 **dataset.user_ids.to_arrays("users"),
                 **dataset.item_ids.to_arrays("items"),
                 **dataset.titles.to_arrays("titles"),
+                **(dataset.categories.to_arrays() if dataset.categories else {}),
             },
             fresh / IDS,
         )
@@ -203,7 +205,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         model, dvib = load_tensors(folder / MODEL), load_tensors(folder / DVIB)
     except ValidationError as error:
         raise CheckpointError(f"{folder / INFO}: {first_problem(error)}; train again") from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, DataError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged: {error}; train again") from error
     if dataset.fingerprint() != info.dataset.fingerprint:
         raise CheckpointError(
@@ -222,4 +224,5 @@ def _load_dataset(folder: Path, info: DatasetInfo) -> Dataset:
         splits={split: Interactions(graph[f"{split}.users"], graph[f"{split}.items"]) for split in SPLITS},
         features=load_arrays(folder / FEATURES),
         notes=info.notes,
+        categories=ItemCategories.from_arrays(ids),
     )

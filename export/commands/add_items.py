@@ -17,7 +17,8 @@ app = typer.Typer()
 @app.command(
     "add-items",
     epilog="Example: `dvib-export add-items bundles/dvib new --out bundles/dvib-2`, where the folder `new` holds "
-    "`items.csv` (item_id, title) and, as for training, `image_feat.npy` and `text_feat.npy` with a row for each line",
+    "`items.csv` (item_id, title, genres) and, as for training, `image_feat.npy` and `text_feat.npy` with a row for "
+    "each line",
 )
 def add_items(
     bundle: Annotated[

@@ -12,7 +12,7 @@ from torch import nn
 from export import artefacts
 from export.onnx_graph import export_onnx
 from tests.helpers_export import dvib_export
-from tests.helpers_training import make_config, planted_blocks
+from tests.helpers_training import make_config, planted_blocks, with_categories
 from training.common.choices import Variant
 from training.data.dataset import Dataset
 from training.trainer import Trainer
@@ -22,7 +22,7 @@ Train = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
-    return planted_blocks(n_users=23, n_items=41)
+    return with_categories(planted_blocks(n_users=23, n_items=41))
 
 
 @pytest.fixture(scope="session")

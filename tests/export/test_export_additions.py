@@ -13,18 +13,19 @@ import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from export import additions, bundle
 from export.build import build_bundle
 from export.index import build_index
 from export.index_tuning import IndexChoice
 from export.manifest import IndexEntry
-from export.serving import load_for_serving
+from export.serving import ServingBundle, load_for_serving
 from service.engine import Engine
-from service.http.routes import describe
+from service.http.documents import describe
 from tests.export.test_export_imports import loaded_after
 from tests.helpers_export import digests, dvib_export, model_of, reseal, write_new_items
-from tests.helpers_training import make_config, planted_blocks
+from tests.helpers_training import make_config, planted_blocks, with_categories
 from tests.test_readme import commands
 from training.checkpoint import load_checkpoint
 from training.data.dataset import Dataset
@@ -34,12 +35,13 @@ Copy = Callable[[Path], Path]
 MODELS = ("vbpr", "freedom")
 CHANGED = {bundle.ITEMS, bundle.INDEX, bundle.IDS, bundle.POPULARITY, bundle.MANIFEST}
 NEW_IDS = ["new even", "new odd", "007", "ein Käse"]
+CELLS = {"new even": "even|very new", "007": "very new", "ein Käse": "ungerade ü|cheese"}
 
 
 @pytest.fixture(scope="session")
 def loud() -> Dataset:
     """Features that say the block loudly."""
-    plain = planted_blocks(n_users=23, n_items=41)
+    plain = with_categories(planted_blocks(n_users=23, n_items=41))
     features = {}
     for name, matrix in plain.features.items():
         features[name] = 0.2 * matrix
@@ -71,7 +73,7 @@ def features_of(loud: Dataset, blocks: list[int]) -> dict[str, NDArray[np.float3
 def extended(bundles: dict[str, Path], loud: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same bundles with four more items, of the blocks 0, 1, 0, 1."""
     root = tmp_path_factory.mktemp("extended")
-    write_new_items(root / "new", NEW_IDS, features_of(loud, [0, 1, 0, 1]))
+    write_new_items(root / "new", NEW_IDS, features_of(loud, [0, 1, 0, 1]), CELLS)
     for name, base in bundles.items():
         before = digests(base)
         outcome = dvib_export("add-items", base, root / "new", "--out", root / name)
@@ -79,6 +81,12 @@ def extended(bundles: dict[str, Path], loud: Dataset, tmp_path_factory: pytest.T
         assert "45 items, of which 4 were added" in outcome.out
         assert digests(base) == before
     return {name: root / name for name in bundles}
+
+
+def members(serving: ServingBundle) -> dict[str, list[int]]:
+    assert serving.categories is not None
+    found = {name: serving.categories.rows(name) for name in serving.categories.names}
+    return {name: rows.tolist() for name, rows in found.items() if rows is not None}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -93,6 +101,13 @@ def test_what_a_new_version_holds(name: str, bundles: dict[str, Path], extended:
     np.testing.assert_array_equal(index.reconstruct_n(0, index.ntotal), new.items, strict=True)
     assert list(new.item_ids) == [*old.item_ids, *NEW_IDS]
     assert list(new.titles) == [*old.titles, "", *(f"Title of {entry}" for entry in NEW_IDS[1:])]
+    assert members(new) == {
+        "cheese": [44],
+        "early": [*range(7)],
+        "even": [*range(0, 40, 2), 41],
+        "ungerade ü": [*range(1, 40, 2), 44],
+        "very new": [41, 43],
+    }
     assert new.popularity.tolist() == [*old.popularity.tolist(), 0, 0, 0, 0]
     assert list(new.users) == list(old.users)
     manifests = [serving.manifest.model_dump() for serving in (old, new)]
@@ -102,7 +117,7 @@ def test_what_a_new_version_holds(name: str, bundles: dict[str, Path], extended:
         del manifests[0][field], manifests[1][field]
     assert manifests[0] == manifests[1]
     assert (new.manifest.n_items, new.manifest.dataset.n_items) == (45, 41)
-    assert describe({"m": new.manifest})["models"][0]["n_items"] == 45
+    assert describe({"m": new.manifest}, {}, {"m": ()})["models"][0]["n_items"] == 45
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -187,13 +202,14 @@ def test_additions_add_up(
     features = features_of(loud, [0, 1, 0, 1])
     for step, rows in enumerate((slice(0, 1), slice(1, 4))):
         part = {modality: matrix[rows] for modality, matrix in features.items()}
-        write_new_items(tmp_path / f"new-{step}", NEW_IDS[rows], part)
+        write_new_items(tmp_path / f"new-{step}", NEW_IDS[rows], part, CELLS)
         base = bundles[name] if step == 0 else tmp_path / "step-0"
         outcome = dvib_export("add-items", base, tmp_path / f"new-{step}", "--out", tmp_path / f"step-{step}")
         assert (outcome.code, outcome.err) == (0, "")
     ours, theirs = load_for_serving(tmp_path / "step-1"), load_for_serving(extended[name])
     assert ours.manifest.added == theirs.manifest.added
     assert list(ours.item_ids) == list(theirs.item_ids)
+    assert members(ours) == members(theirs)
     np.testing.assert_allclose(ours.items, theirs.items, rtol=0, atol=2e-6 * np.abs(theirs.items).max())
     assert dvib_export("verify", tmp_path / "step-1").code == 0
 
@@ -288,3 +304,24 @@ except SystemExit as end:
     assert "export.additions" in loaded
     assert not loaded & {"torch_geometric", "sklearn", "onnxscript", "training.models"}
     assert (tmp_path / "out" / bundle.MANIFEST).is_file()
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["bundle without", "items without"])
+def test_categories_on_one_side_alone(
+    told: bool, bundles: dict[str, Path], loud: Dataset, tmp_path: Path, copy_of: Copy
+) -> None:
+    """Items without a category join a bundle's others; a bundle without any does not get those of new items alone."""
+    base = copy_of(bundles["vbpr"])
+    if not told:
+        arrays = load_file(base / bundle.IDS)
+        save_file({key: array for key, array in arrays.items() if "categories" not in key}, base / bundle.IDS)
+        reseal(base)
+    features = features_of(loud, [0, 1, 0, 1])
+    write_new_items(tmp_path / "new", NEW_IDS, features, None if told else CELLS)
+    assert dvib_export("add-items", base, tmp_path / "new", "--out", tmp_path / "more").code == 0
+    found = load_for_serving(tmp_path / "more")
+    assert list(found.item_ids)[41:] == NEW_IDS
+    if told:
+        assert members(found) == members(load_for_serving(base))
+    else:
+        assert found.categories is None

@@ -29,7 +29,7 @@ from training.data.dataset import Dataset
 
 Copy = Callable[[Path], Path]
 ALL = sorted({*bundle.REQUIRED, *bundle.EXCUSABLE, bundle.CERTIFICATE_TEXT, bundle.MEASUREMENTS})
-SERVED = (bundle.USER_TOWER, bundle.INDEX, bundle.ITEMS, bundle.IDS, bundle.SEEN, bundle.POPULARITY)
+SERVED = bundle.REQUIRED
 
 
 def refused(folder: Path, *words: str) -> None:
@@ -92,6 +92,11 @@ def test_what_is_loaded_is_what_was_trained_on(adaptive_bundle: Path, dataset: D
     assert list(loaded.item_ids) == list(dataset.item_ids)
     assert list(loaded.titles) == list(dataset.titles)
     assert "" in list(loaded.titles)
+    assert loaded.categories is not None
+    assert loaded.categories.names == ("early", "even", "ungerade ü")
+    for name, rows in (("early", range(7)), ("even", range(0, 40, 2)), ("ungerade ü", range(1, 40, 2))):
+        np.testing.assert_array_equal(loaded.categories.rows(name), np.array(rows, dtype=np.int32), strict=True)
+    assert loaded.certificate == (adaptive_bundle / bundle.CERTIFICATE).read_bytes()
     for user in range(dataset.n_users):
         assert loaded.seen.of(user).tolist() == sorted(dataset.train.items[dataset.train.users == user].tolist())
     np.testing.assert_array_equal(loaded.popularity, dataset.popularity(), strict=True)
@@ -312,6 +317,10 @@ def fill(name: str, place: int, value: int) -> Callable[[dict[str, np.ndarray]],
     return lambda arrays: arrays[name].__setitem__(place, value)
 
 
+def two_names_alike(arrays: dict[str, np.ndarray]) -> None:
+    arrays.update(StringTable.of(["a", "b", "b"]).to_arrays("categories.names"))
+
+
 CONSISTENT: list[tuple[str, Callable[[Path], object], str]] = [
     ("NaN", bad_items(not_finite(np.nan)), "NaN"),
     ("infinite", bad_items(not_finite(np.inf)), "infinite"),
@@ -329,6 +338,10 @@ CONSISTENT: list[tuple[str, Callable[[Path], object], str]] = [
     ("row too large", bad_tensors(bundle.SEEN, fill("items", 0, 41)), bundle.SEEN),
     ("row negative", bad_tensors(bundle.SEEN, fill("items", 0, -1)), bundle.SEEN),
     ("seen missing", bad_tensors(bundle.SEEN, lambda arrays: arrays.pop("items")), bundle.SEEN),
+    ("category name twice", bad_tensors(bundle.IDS, two_names_alike), "sorted and distinct"),
+    ("category beyond", bad_tensors(bundle.IDS, fill("categories.items", -1, 41)), "items that are not there"),
+    ("category missing", bad_tensors(bundle.IDS, lambda arrays: arrays.pop("categories.items")), bundle.IDS),
+    ("certificate", lambda folder: (folder / bundle.CERTIFICATE).write_bytes(b"[]"), "no JSON object"),
     ("no safetensors", lambda folder: (folder / bundle.SEEN).write_bytes(b"zzzz"), bundle.SEEN),
 ]
 

@@ -23,7 +23,15 @@ from tests.helpers_export import environment
 from training.common.errors import BundleError
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVED = (bundle.USER_TOWER, bundle.INDEX, bundle.ITEMS, bundle.IDS, bundle.SEEN, bundle.POPULARITY)
+SERVED = (
+    bundle.USER_TOWER,
+    bundle.INDEX,
+    bundle.ITEMS,
+    bundle.IDS,
+    bundle.SEEN,
+    bundle.POPULARITY,
+    bundle.CERTIFICATE,
+)
 CONTENT = make_content()
 _PATIENCE_S = 60
 Document = dict[str, Any]

@@ -286,6 +286,63 @@ def test_seen_items(name: str, spoiled: Path, loader: Child) -> None:
     assert bundle.SEEN in loader.load(spoiled)["refused"]
 
 
+OFFSETS, ROWS, NAMES = "categories.offsets", "categories.items", "categories.names"
+C = 6
+
+
+def named(*names: str) -> Callable[[Arrays], object]:
+    return lambda found: found.update(StringTable.of(names).to_arrays(NAMES))
+
+
+def without(name: str) -> Callable[[Arrays], object]:
+    return lambda found: found.pop(name)
+
+
+CATEGORIES: dict[str, Callable[[Arrays], object]] = {
+    "names not sorted": named("b", "a", "c", "d", "e", "f"),
+    "a name twice": named("a", "b", "b", "d", "e", "f"),
+    "a name fewer": named("a", "b", "c", "d", "e"),
+    "a name more": named("a", "b", "c", "d", "e", "f", "g"),
+    "no names": named(),
+    "order of names": set_to(f"{NAMES}.order", (0, 1), (1, 0)),
+    "names beyond": set_to(f"{NAMES}.offsets", (C, LAST)),
+    "wrapping": set_to(OFFSETS, (1, LAST), (2, FIRST), (3, -1)),
+    "falling": set_to(OFFSETS, (1, 10**3)),
+    "negative": set_to(OFFSETS, (2, -1)),
+    "begins late": set_to(OFFSETS, (0, 1)),
+    "ends late": set_to(OFFSETS, (C, LAST)),
+    "ends early": lambda found: set_to(OFFSETS, (C, len(found[ROWS]) - 1))(found),
+    "row beyond": set_to(ROWS, (-1, N)),
+    "largest row": set_to(ROWS, (-1, 2**31 - 1)),
+    "negative row": set_to(ROWS, (0, -1)),
+    "a row twice": lambda found: set_to(ROWS, (N, int(found[ROWS][N - 1])))(found),
+    "descending": lambda found: found.update({ROWS: found[ROWS][::-1].copy()}),
+    "two dimensions": lambda found: reshaped(ROWS, 1, len(found[ROWS]))(found),
+    "a scalar": lambda found: found.update({ROWS: np.array(0, np.int32)}),
+    "two dimensions of offsets": reshaped(OFFSETS, 1, C + 1),
+    "no offsets": lambda found: found.update({OFFSETS: found[OFFSETS][:0]}),
+    "rows of int64": of_type(ROWS, np.int64),
+    "offsets of int32": of_type(OFFSETS, np.int32),
+    **{f"without {name}": without(name) for name in (OFFSETS, ROWS, f"{NAMES}.bytes", f"{NAMES}.order")},
+    "one of them alone": lambda found: [found.pop(name) for name in list(found) if name.startswith(NAMES)],
+}
+
+
+@pytest.mark.parametrize("name", CATEGORIES)
+def test_categories(name: str, spoiled: Path, loader: Child) -> None:
+    edit_tensors(spoiled, bundle.IDS, CATEGORIES[name])
+    assert bundle.IDS in refusal(spoiled)
+    assert bundle.IDS in loader.load(spoiled)["refused"]
+
+
+def test_names_of_categories_that_are_no_utf8(spoiled: Path) -> None:
+    strings = [b"%d" % row for row in range(C - 1)] + [b"\xff"]
+    offsets = np.cumsum([0, *map(len, strings)], dtype=np.int64)
+    table = StringTable(np.frombuffer(b"".join(strings), np.uint8), offsets, np.arange(C))
+    edit_tensors(spoiled, bundle.IDS, lambda found: found.update(table.to_arrays(NAMES)))
+    assert "UTF-8" in refusal(spoiled)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_vectors_that_are_no_numbers(value: float, spoiled: Path) -> None:
     items = CONTENT.items.copy()

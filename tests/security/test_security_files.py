@@ -22,7 +22,7 @@ from tests.helpers_export import dvib_export
 from tests.security.hostile import SERVED, Child, load_and_hash, manifest_of, refusal, reseal, seal
 
 Fresh = Callable[[], Path]
-FILES = (*SERVED, bundle.MODEL_ONNX, bundle.TORCHSCRIPT, bundle.CERTIFICATE)
+FILES = (*SERVED, bundle.MODEL_ONNX, bundle.TORCHSCRIPT)
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20
 
 
@@ -210,6 +210,11 @@ def test_what_was_hashed_is_what_is_parsed(name: str, spoiled: Path, monkeypatch
     np.testing.assert_array_equal(loaded.popularity, expected.popularity)
     np.testing.assert_array_equal(loaded.seen.items, expected.seen.items)
     assert list(loaded.item_ids) == list(expected.item_ids)
+    assert loaded.categories is not None
+    assert expected.categories is not None
+    assert loaded.categories.names == expected.categories.names
+    np.testing.assert_array_equal(loaded.categories.items, expected.categories.items)
+    assert loaded.certificate == expected.certificate
     Engine(loaded)
 
 
@@ -262,3 +267,35 @@ def test_a_header_of_eight_exabytes(spoiled: Path, loader: Child) -> None:
     (spoiled / bundle.SEEN).write_bytes(struct.pack("<Q", 2**63 - 1) + b"{}")
     reseal(spoiled)
     assert "header is said to have 9223372036854775807 bytes" in loader.load(spoiled)["refused"]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "no JSON"),
+        (b"{", "no JSON"),
+        (b"{} {}", "no JSON"),
+        (b'{"a": NaN}', "no JSON"),
+        (b'{"a": "\xff"}', "no JSON"),
+        (b'{"a\n": 1, \x1b[2J}', "no JSON"),
+        (b"[" * 10**6, "no JSON"),
+        (b'{"a":' * 10**5, "no JSON"),
+        (b"[]", "no JSON object"),
+        (b"null", "no JSON object"),
+        (b'"{}"', "no JSON object"),
+        (b" " * bundle.MAX_CERTIFICATE_BYTES + b"{}", "larger than"),
+    ],
+    ids=range(12),
+)
+def test_a_certificate_that_could_not_be_sent(content: bytes, wanted: str, spoiled: Path, loader: Child) -> None:
+    (spoiled / bundle.CERTIFICATE).write_bytes(content)
+    reseal(spoiled)
+    assert f"{bundle.CERTIFICATE} is {wanted}" in refusal(spoiled)
+    assert f"{bundle.CERTIFICATE} is {wanted}" in loader.load(spoiled)["refused"]
+
+
+def test_a_certificate_is_handed_out_as_it_stands(spoiled: Path) -> None:
+    content = b'{"b": 1.0,\n "a": "\\u0000"}'.ljust(bundle.MAX_CERTIFICATE_BYTES)
+    (spoiled / bundle.CERTIFICATE).write_bytes(content)
+    reseal(spoiled)
+    assert load_for_serving(spoiled).certificate == content

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from tests.helpers_training import VARIANTS, make_config, planted_blocks, same_tensors, trained
 from training.build import build_model, model_data
@@ -26,11 +29,14 @@ from training.checkpoint import (
     save_dataset,
     versions,
 )
+from training.common.categories import ItemCategories
 from training.common.choices import Variant
 from training.common.errors import CheckpointError
 from training.common.strings import StringTable
+from training.data.dataset import Dataset
 
-DATASET = planted_blocks(n_users=10, n_items=40)
+CATEGORIES = ItemCategories.of(np.arange(40) % 37, ["even", "ungerade ü"] * 20)
+DATASET = replace(planted_blocks(n_users=10, n_items=40), categories=CATEGORIES)
 FILES = (MODEL, DVIB, GRAPH, FEATURES, IDS, INFO)
 
 
@@ -86,6 +92,56 @@ def test_everything_comes_back(tmp_path: Path, variant: Variant) -> None:
             dict(DATASET.notes),
         )
         assert list(data.features) == list(DATASET.features)
+        assert data.categories is not None
+        assert CATEGORIES is not None
+        assert data.categories.names == CATEGORIES.names
+        assert [rows_of(data, name) for name in CATEGORIES.names] == [
+            rows_of(DATASET, name) for name in CATEGORIES.names
+        ]
+
+
+def rows_of(data: Dataset, name: str) -> list[int]:
+    rows = None if data.categories is None else data.categories.rows(name)
+    assert rows is not None
+    return list(map(int, rows))
+
+
+def edit_ids(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the arrays of ids; the file is another one then, for data files are shared."""
+    path = run / "best" / IDS
+    arrays = load_file(path)
+    edit(arrays)
+    path.unlink()
+    save_file(arrays, path)
+
+
+def test_a_checkpoint_from_before_there_were_categories(run: Path) -> None:
+    edit_ids(run, lambda ids: [ids.pop(name) for name in list(ids) if name.startswith("categories")])
+    found = load_checkpoint(run).dataset
+    assert found.categories is None
+    assert (found.titles, found.fingerprint()) == (DATASET.titles, DATASET.fingerprint())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("categories.items", None, "categories.items"),
+        ("categories.names.order", None, "categories.names.order"),
+        ("categories.items", np.arange(40, dtype=np.int32)[::-1].copy(), "strictly ascending"),
+        ("categories.offsets", np.zeros(3, np.int64), "offsets of the categories"),
+        ("categories.names.bytes", np.full(15, 0xFF, np.uint8), "damaged"),
+    ],
+)
+def test_damaged_categories(run: Path, name: str, value: np.ndarray | None, message: str) -> None:
+    edit_ids(run, lambda ids: ids.pop(name) if value is None else ids.update({name: value}))
+    with pytest.raises(CheckpointError, match=rf"{message}.*; train again"):
+        load_checkpoint(run)
+
+
+def test_categories_of_items_that_are_not_there(run: Path) -> None:
+    edit_ids(run, lambda ids: ids["categories.items"].__setitem__(-1, 40))
+    with pytest.raises(CheckpointError, match=r"the categories name items beyond the 40 .*; train again"):
+        load_checkpoint(run)
 
 
 def test_a_loaded_model_gives_the_same_vectors(saved: Path) -> None:

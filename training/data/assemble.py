@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from training.common.categories import ItemCategories
 from training.common.errors import ConfigError, DataError
 from training.common.strings import StringTable
 from training.data.dataset import SPLITS, Dataset, Interactions
@@ -19,6 +20,7 @@ from training.data.items import ItemTable
 from training.data.options import DataOptions
 from training.data.split import by_first_appearance, first_occurrences, k_core, split_labels
 from training.data.tabular import Table
+from training.data.transforms import changes_texts, with_redundant_texts
 
 Notes = dict[str, str | int | float | bool | None]
 _log = logging.getLogger("dvib.data")
@@ -110,6 +112,7 @@ def assemble(source: Source, layout: str, log: Table, columns: Columns) -> Datas
         },
         features=features,
         notes=notes | more,
+        categories=categories_of(source.items, catalogue),
     )
 
 
@@ -138,13 +141,16 @@ def attach_features(
         for modality, path in files.items():
             matrices[modality], ids[modality] = load_matrix(path, modality, owners), owners.ids
     elif source.items is not None:
-        for modality, matrix in _derive(source.items, source.options.text_dimensions).items():
+        items = with_redundant_texts(source.items, source.options.transforms, source.options.transform_seed)
+        for modality, matrix in _derive(items, source.options.text_dimensions).items():
             # An item without any known word or label has a zero row, which says nothing: it counts as missing.
             filled = np.flatnonzero(matrix.any(axis=1))
             matrices[modality], ids[modality] = matrix[filled], source.items.ids[filled]
     if files or "text" not in matrices:
         reason = "its features are read from files" if files else "it has no texts to derive features from"
         source.options.refuse(("text_dimensions",), f"the data set {source.name}", reason)
+        if changes_texts(source.options.transforms):
+            raise ConfigError(f"text-redundancy does not apply to the data set {source.name}: {reason}; leave it out")
     notes: Notes = {"features": "files" if files else "derived" if matrices else "none"}
     features = {}
     for modality, matrix in matrices.items():
@@ -160,6 +166,17 @@ def titles_of(items: ItemTable | None, catalogue: pl.Series) -> StringTable:
         return StringTable.of([""] * len(catalogue))
     titles = [*items.titles, ""]
     return StringTable.of(titles[row] for row in rows_of(items.ids, catalogue))
+
+
+def categories_of(items: ItemTable | None, catalogue: pl.Series) -> ItemCategories | None:
+    """Return which catalogue items have which category, or None where the items table gives none of them any."""
+    if items is None or items.categories is None:
+        return None
+    places = pl.Series("item", rows_of(catalogue, items.ids))
+    tokens = items.categories.tokens()
+    found = tokens.select(places.gather(tokens["row"]), pl.col("token").str.strip_chars())
+    found = found.filter((pl.col("item") >= 0) & (pl.col("token") != ""))
+    return ItemCategories.of(found["item"].to_numpy(), found["token"].to_list())
 
 
 def _derive(items: ItemTable, text_dimensions: int) -> dict[str, NDArray[np.float32]]:

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from training.common.categories import ItemCategories
+from training.common.compressed import are_items
 from training.common.errors import DataError
 from training.common.strings import StringTable
 
@@ -52,6 +54,8 @@ class Dataset:
         splits: Interactions of ``train``, ``valid`` and ``test``.
         features: Modality name → float32 [I, F_m], finite, sorted by name.
         notes: What the reader did (thresholds, split rule, items without features), kept in every checkpoint.
+        categories: Which items belong to which category, for filters at serving: nothing is trained on it. None where
+            the items table has no such column.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Dataset:
     splits: Mapping[Split, Interactions]
     features: Mapping[str, NDArray[np.float32]]
     notes: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    categories: ItemCategories | None = None
 
     def __post_init__(self) -> None:
         for kind, table in (("user", self.user_ids), ("item", self.item_ids)):
@@ -69,6 +74,8 @@ class Dataset:
                 raise DataError(f"{self.name}: the {kind} id '{duplicate}' occurs twice; ids must be unique")
         if len(self.titles) != self.n_items:
             raise DataError(f"{self.name}: {len(self.titles)} titles for {self.n_items} items")
+        if self.categories is not None and not are_items(self.categories.items, self.n_items):
+            raise DataError(f"{self.name}: the categories name items beyond the {self.n_items} that there are")
         for split in SPLITS:
             part = self.splits[split]
             if len(part) == 0:

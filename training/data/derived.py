@@ -67,15 +67,11 @@ def attribute_features(items: ItemTable) -> NDArray[np.float32] | None:
     for column in items.columns:
         if column.prose:
             continue
-        cells = column.values.fill_null("")
-        lists = cells.str.split(column.separator) if column.separator else cells.reshape((-1, 1)).arr.to_list()
-        long = (
-            pl.DataFrame({"row": np.arange(len(cells)), "token": lists}).explode("token").filter(pl.col("token") != "")
-        )
+        long = column.tokens()
         tokens = long["token"].unique().sort()
         if len(tokens) > MAX_TOKENS or len(tokens) == len(long):  # a token per item groups nothing
             continue
-        block = np.zeros((len(cells), len(tokens)), dtype=np.float32)
+        block = np.zeros((len(items.ids), len(tokens)), dtype=np.float32)
         block[long["row"].to_numpy(), tokens.search_sorted(long["token"]).to_numpy()] = 1
         blocks.append(block)
     return np.hstack(blocks) if blocks else None

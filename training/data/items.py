@@ -1,4 +1,4 @@
-"""The items table: ids, titles, and the columns from which features can be derived."""
+"""The items table: ids, titles, categories, and the columns from which features can be derived."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from training.common.errors import DataError
@@ -13,6 +14,8 @@ from training.data.tabular import Table
 
 _PROSE = frozenset({"title", "name", "text", "description", "desc", "summary", "plot", "overview", "abstract"})
 _TOPICS = frozenset({"genre", "genres", "class", "category", "categories", "brand", "tags", "keywords"})
+_CATEGORIES = (frozenset({"genre", "genres", "category", "categories"}), frozenset({"class", "classes"}))
+"""Words in the name of the column of categories; the plainer ones first."""
 _LIST_SEPARATOR = "|"
 _KINDS = ("token", "token_seq", "float", "float_seq")
 
@@ -35,6 +38,13 @@ class ItemColumn:
     prose: bool
     separator: str | None
 
+    def tokens(self) -> pl.DataFrame:
+        """Return the tokens of all cells in their order: ``row`` int64 and ``token`` String, none of them empty."""
+        cells = self.values.fill_null("")
+        lists = cells.str.split(self.separator) if self.separator else cells.reshape((-1, 1)).arr.to_list()
+        long = pl.DataFrame({"row": np.arange(len(cells)), "token": lists}).explode("token")
+        return long.filter(pl.col("token") != "")
+
 
 @dataclass(frozen=True)
 class ItemTable:
@@ -51,6 +61,15 @@ class ItemTable:
     ids: pl.Series
     titles: pl.Series
     columns: tuple[ItemColumn, ...]
+
+    @property
+    def categories(self) -> ItemColumn | None:
+        """The column whose tokens are the items' categories: the first of genres or categories, else of classes."""
+        for wanted in _CATEGORIES:
+            for column in self.columns:
+                if not column.prose and wanted & set(column.name.lower().split("_")):
+                    return column
+        return None
 
 
 def item_table(table: Table, identity: str, kinds: Mapping[str, str] | None = None) -> ItemTable:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.common.errors import DataError
 from training.common.strings import StringTable
-from training.data.assemble import Notes, Source, attach_features, titles_of
+from training.data.assemble import Notes, Source, attach_features, categories_of, titles_of
 from training.data.dataset import SPLITS, Dataset, Interactions
 from training.data.features import Owners
 from training.data.items import ItemTable, item_table
@@ -27,7 +27,7 @@ def read_mmrec(name: str, folder: Path, options: DataOptions) -> Dataset:
 
     Ids are row numbers from 0: there are max + 1 users and items over the whole file. ``x_label`` is 0, 1 or 2 for
     train, valid and test. External ids are the row numbers as strings. ``items.tsv`` or ``items.csv`` (itemID or
-    item_id) may give titles; every ``MODALITY_feat.npy`` must have one row per item.
+    item_id) may give titles and categories; every ``MODALITY_feat.npy`` must have one row per item.
 
     Args:
         name: The data set's name.
@@ -73,6 +73,7 @@ def read_mmrec(name: str, folder: Path, options: DataOptions) -> Dataset:
         splits={split: Interactions(users[mask], items[mask]) for split, mask in zip(SPLITS, masks, strict=True)},
         features=features,
         notes=notes | more,
+        categories=categories_of(source.items, catalogue),
     )
 
 

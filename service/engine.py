@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -10,29 +9,31 @@ import numpy as np
 from export.bundle import INDEX
 from export.index_search import sample_users
 from export.serving import load_for_serving
+from service.retrieval.catalogue import Catalogue
+from service.retrieval.popular import Popular
 from service.retrieval.ranking import Query, Ranker
+from service.retrieval.rows import NO_ROWS, union
+from service.retrieval.scores import Ranked
 from service.retrieval.tower import UserTower
-from service.values import Recommendation, Request, ScoredItem
+from service.values import Recommendation, Request
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from export.serving import ServingBundle
-    from training.common.strings import StringTable
+    from service.values import KnownItem, ScoredItem, Source
 
 _LOOKS = (64, 1024)
 """Users that an approximate index is tried with: few at first, more before it is refused, for few may be unlucky."""
 _RECALL_SLACK = 0.1
-_NAMES = 2**16
-"""Items whose id and title are kept as Python strings, those recommended last: some 20 MB at most."""
+_PLAIN = Request("", 1)[2:]
+"""What a request asks for besides a user and a number, where it asks for nothing."""
 
 
 class Engine:
-    """Recommendations from one verified bundle. Not for concurrent use: one thread at a time.
+    """Recommendations from one verified bundle, by one thread at a time; `similar` and `history` by any besides it.
 
     Scores are exact; items too, unless the bundle's index is approximate: then as many of the best as its manifest's
     recall says.
@@ -43,6 +44,8 @@ class Engine:
 
     Attributes:
         manifest: The bundle's self-description.
+        categories: Names that a request's category can have, sorted; none where the data set has none.
+        certificate: The bundle's certificate, a JSON document.
         tower: User rows to vectors.
         ranker: Vectors and seen items to the best items.
 
@@ -54,12 +57,12 @@ class Engine:
     def __init__(self, bundle: ServingBundle, *, index_threads: int = 1) -> None:
         self.manifest = bundle.manifest
         self._users = bundle.users
-        self._name = _cached_names(bundle.item_ids, bundle.titles)
         self._users.find("")  # prepares the table for the first request
         self._seen = bundle.seen
-        self._popularity = bundle.popularity
-        rows = np.arange(len(bundle.items))
-        self._popular: NDArray[np.int64] = np.lexsort((rows, -bundle.popularity))
+        self._popular = Popular(bundle.popularity)
+        self._catalogue = Catalogue(bundle)
+        self.categories = self._catalogue.categories
+        self.certificate = bundle.certificate
         self.tower = UserTower(bundle.user_tower, len(bundle.users), bundle.manifest.dimension)
         self.ranker = Ranker(
             bundle.index,
@@ -125,13 +128,19 @@ class Engine:
             requests: Any users, repeated or not.
 
         Returns:
-            One recommendation per request, in order.
+            One recommendation per request, in order, each with ``k`` items if so many are left to choose from.
         """
+        for request in requests:
+            if request[2:] != _PLAIN:
+                return self._recommend_filtered(requests)
         users = [self._users.find(request.user_id) for request in requests]
         known = [(user, request.k) for user, request in zip(users, requests, strict=True) if user is not None]
         ranked = iter(self.ranker.top(self.queries(known)))
+        popular, scored = self._popular, self._catalogue.scored
         return [
-            self._popular_items(request.k) if user is None else Recommendation("model", self._items(*next(ranked)))
+            Recommendation("popular", scored(popular.top(request.k)))
+            if user is None
+            else Recommendation("model", scored(next(ranked)))
             for user, request in zip(users, requests, strict=True)
         ]
 
@@ -149,23 +158,59 @@ class Engine:
             for vector, (user, k) in zip(vectors, known, strict=True)
         ]
 
-    def _popular_items(self, k: int) -> Recommendation:
-        rows = self._popular[:k]
-        return Recommendation("popular", self._items(rows, self._popularity[rows].astype(np.float64)))
-
-    def _items(self, rows: NDArray[np.int64], scores: NDArray[np.float64]) -> list[ScoredItem]:
-        rows_, name = rows.tolist(), self._name
+    def _recommend_filtered(self, requests: Sequence[Request]) -> list[Recommendation]:
+        """Answer requests of which some ask for more than a user and a number."""
+        users = [self._users.find(request.user_id) for request in requests]
+        known = iter(self.queries([(user, r.k) for user, r in zip(users, requests, strict=True) if user is not None]))
+        asked = [
+            self._asked(request, None if user is None else next(known))
+            for request, user in zip(requests, users, strict=True)
+        ]
+        ranked = iter(self.ranker.top([query for _, query in asked if isinstance(query, Query)]))
         return [
-            ScoredItem(row, item_id, title, score)
-            for row, (item_id, title), score in zip(rows_, map(name, rows_), scores.tolist(), strict=True)
+            self._answer(source, next(ranked) if isinstance(query, Query) else query, request.min_score)
+            for request, (source, query) in zip(requests, asked, strict=True)
         ]
 
+    def _asked(self, request: Request, known: Query | None) -> tuple[Source, Query | Ranked]:
+        """Return what a request is answered from and what the ranker is asked, or the answer that needs no ranker.
 
-def _cached_names(item_ids: StringTable, titles: StringTable) -> Callable[[int], tuple[str, str | None]]:
-    """Return item row → id and title."""
+        Args:
+            request: The request.
+            known: What would be asked for a user of the bundle without filters; None for an unknown user.
+        """
+        history = self._catalogue.rows(request.history)
+        left_out = [self._catalogue.rows(request.exclude)]
+        if request.exclude_seen:
+            left_out += [history, known.seen if known else NO_ROWS]
+        seen, among = union(left_out), self._catalogue.among(request.allow, request.category)
+        if known:
+            return "model", known._replace(seen=seen, among=among)
+        if len(history):
+            return "history", Query(self.ranker.mean(history), seen, request.k, among=among)
+        return "popular", self._popular.top(request.k, seen, among)
 
-    @lru_cache(maxsize=_NAMES)
-    def name(row: int) -> tuple[str, str | None]:
-        return item_ids[row], titles[row] or None
+    def _answer(self, source: Source, ranked: Ranked, min_score: float | None = None) -> Recommendation:
+        if min_score is not None:
+            enough = int((ranked.scores >= min_score).sum())
+            ranked = Ranked(ranked.rows[:enough], ranked.scores[:enough])
+        return Recommendation(source, self._catalogue.scored(ranked))
 
-    return name
+    def similar(self, item_id: str, k: int) -> list[ScoredItem] | None:
+        """Return the ``min(k, I - 1)`` other items most like one item, or nearly so with an approximate index.
+
+        Args:
+            item_id: External id.
+            k: At least 1.
+
+        Returns:
+            Items ordered by (score descending, item row ascending); scores are cosines of the item vectors in float64.
+            None for an unknown item.
+        """
+        row = self._catalogue.find(item_id)
+        return None if row is None else self._catalogue.scored(self.ranker.similar.top(row, k))
+
+    def history(self, user_id: str) -> list[KnownItem] | None:
+        """Return the items that a user has interacted with in training, by ascending row; None for an unknown user."""
+        user = self._users.find(user_id)
+        return None if user is None else self._catalogue.known(self._seen.of(user))

@@ -41,6 +41,14 @@ class ScoredItem(NamedTuple):
     score: float
 
 
+class KnownItem(NamedTuple):
+    """One item that a user has interacted with in training; ``title`` is None where the data set has none."""
+
+    row: int
+    item_id: str
+    title: str | None
+
+
 class Recommendation(NamedTuple):
     """An answer, best item first, and where its order comes from."""
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from export.bundle import INDEX
 from export.index import read_index
-from export.index_search import Truth, contained, search_threads
-from export.scores import inner_products
+from export.index_search import Truth
+from service.retrieval.rows import NO_ROWS, without
 from service.retrieval.scan import NEVER, Code, Codes, Scan, ScanError
+from service.retrieval.searching import FEW, Searcher
+from service.retrieval.similar import Similar
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
@@ -22,13 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from export.manifest import IndexEntry
+    from service.retrieval.scores import Ranked
 
-_SLACK = 16
-_CHUNK = 4096
 _MOST_GROUP = 32
 _GROUPS_PER_ITEM = 8
-_FEW, _FEW_PER_K, _SHARE = 512, 4, 16
-"""Scoring exactly so many candidates, a multiple of k or a part of all items takes less than searching the index."""
+_PART, _PART_PER_K, _PART_SHARE = 256, 4, 64
+"""Scoring exactly so many items, or such a part of all, takes less than scanning them all."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,44 +42,14 @@ class Query(NamedTuple):
         seen: int32 [S], item rows never to return, strictly ascending.
         k: Number of items wanted, at least 1.
         code: The vector as `Ranker.encode` coded it; it is coded anew where this is left out.
+        among: int32 [A], the only item rows to choose from, strictly ascending; None for all.
     """
 
     vector: NDArray[np.float32]
     seen: NDArray[np.int32]
     k: int
     code: Code | None = None
-
-
-class Ranked(NamedTuple):
-    """Items in order of (score descending, row ascending).
-
-    Attributes:
-        rows: int64 [n].
-        scores: float64 [n].
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float64]
-
-
-def exact_scores(
-    items: NDArray[np.float32], rows: NDArray[np.int64], vector: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """Return the inner products of a user and some items, as `export.scores.inner_products` defines them.
-
-    Args:
-        items: float32 [I, D].
-        rows: int64 [n], rows of ``items``.
-        vector: float32 [D].
-
-    Returns:
-        float64 [n].
-    """
-    wide = vector.astype(np.float64)
-    if len(rows) <= _CHUNK:
-        return inner_products(items, rows, wide)
-    parts = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
-    return np.concatenate([inner_products(items, part, wide) for part in parts])
+    among: NDArray[np.int32] | None = None
 
 
 class Ranker:
@@ -89,12 +60,19 @@ class Ranker:
     index may miss items of the top-k, as often as the manifest's recall says; whatever it proposes is scored exactly,
     and each query is searched for alone, so that its answer does not depend on its batch.
 
+    A query that is restricted to a part of the items is answered in the same way: the few items of a small part are all
+    scored, of a larger one the candidates among what was scanned or proposed; FAISS is told nothing of the part.
+
     Args:
         index: Serialised FAISS index over ``items``, inner product.
         entry: What the manifest says of it.
         items: float32 [I, D]. With an exact index, which holds them too, they are not kept.
-        largest_user_norm: Euclidean norm of the longest vector that will be asked for.
+        largest_user_norm: Euclidean norm of the longest user vector. Other vectors may be asked for too, if they are
+            means of item vectors.
         threads: Threads of one scan and of one index search.
+
+    Attributes:
+        similar: Items like an item.
 
     Raises:
         BundleError: The bytes are no index over vectors of this shape, or scores would overflow float32.
@@ -115,20 +93,15 @@ class Ranker:
         except BundleError as error:
             raise BundleError(f"{INDEX}: {error}; export the bundle again") from error
         self._items = self._held(items) if entry.exact else items
-        self._threads = threads
-        largest_item_norm = max(
-            float(np.linalg.norm(items[start : start + _CHUNK].astype(np.float64), axis=1).max())
-            for start in range(0, n_items, _CHUNK)
-        )
         self._index.check_norm(largest_user_norm)
-        # |float32 inner product - exact| <= gamma_D |u| |v| for every order of summation (Higham, Accuracy and
-        # Stability of Numerical Algorithms, eq. 3.5); doubled, for the smaller errors of the exact side.
-        unit = dimension * float(np.finfo(np.float32).eps)
-        self._error_per_norm = 2 * unit * largest_item_norm
+        self.similar = Similar(self._items, None if entry.exact else self._index, threads=threads)
+        self._searcher = Searcher(
+            self._items, self._index, largest_item_norm=self.similar.largest_norm, threads=threads
+        )
         self._scan: Scan | None = None
         if entry.exact:
             try:
-                self._scan = Scan(self._items, largest_user_norm=largest_user_norm, threads=threads)
+                self._scan = Scan(self._items, threads=threads)
             except ScanError as error:
                 # Searching the index gives the same answers.
                 _log.warning("requests are answered exactly but more slowly: %s", error)
@@ -139,6 +112,15 @@ class Ranker:
         if not np.array_equal(held, items):
             raise BundleError("the item index holds other vectors than items.npy; export the bundle again")
         return cast("NDArray[np.float32]", held)
+
+    def mean(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the mean of some items' vectors, float32 [D], taken in float64.
+
+        Args:
+            rows: int32 [n], at least one, strictly ascending.
+        """
+        mean: NDArray[np.float64] = self._items[rows].astype(np.float64).mean(axis=0)
+        return mean.astype(np.float32)
 
     def recall(self, vectors: NDArray[np.float32], seen: Sequence[NDArray[np.int32]]) -> float:
         """Measure the index as at export.
@@ -159,7 +141,7 @@ class Ranker:
         """Code user vectors once for all queries about them.
 
         Args:
-            blocks: float32 [n, D] each, finite, none longer than promised.
+            blocks: float32 [n, D] each, finite.
 
         Returns:
             The codes of all, in order, for queries to carry; None where they need none.
@@ -179,20 +161,47 @@ class Ranker:
             queries: Any number of them.
 
         Returns:
-            Per query ``min(k, items not seen)`` items in exact order: the best ones, or of an approximate index the
-            best of what it proposes.
+            Per query ``min(k, items that it may have)`` items in exact order: the best ones, or of an approximate index
+            the best of what it proposes.
         """
+        for query in queries:
+            if query.among is not None:
+                return self._top_of_parts(queries)
+        return self._top_of_all(queries)
+
+    def _top_of_parts(self, queries: Sequence[Query]) -> list[Ranked]:
+        """Answer queries of which some are restricted to a part of the items."""
+        reduced = [
+            query if query.among is None else query._replace(among=without(query.among, query.seen), seen=NO_ROWS)
+            for query in queries
+        ]
+        answers = [self._rank_part(query) for query in reduced]
+        left = [query for query, answer in zip(reduced, answers, strict=True) if answer is None]
+        found = iter(self._top_of_all(left))
+        return [next(found) if answer is None else answer for answer in answers]
+
+    def _rank_part(self, query: Query) -> Ranked | None:
+        """Answer by scoring a whole part where that takes least; None for a query that other ways answer."""
+        if query.among is None:
+            return None
+        if self._scan is not None:
+            whole = len(query.among) <= max(_PART, _PART_PER_K * query.k, len(self._items) // _PART_SHARE)
+        else:
+            whole = self._index.entry.exact or len(query.among) <= self._searcher.few(query.k)
+        return self._searcher.order(query, query.among.astype(np.int64)) if whole else None
+
+    def _top_of_all(self, queries: Sequence[Query]) -> list[Ranked]:
         if not self._index.entry.exact:
-            return [self._rank_proposed(query) for query in queries]
+            return [self._searcher.proposed(query) for query in queries]
         if self._scan is None:
-            return self._rank_searched(queries)
+            return self._searcher.best(queries)
         answers: list[Ranked | None] = []
         for start in range(0, len(queries), self._scan.most_users):
             answers += self._rank_scanned(self._scan, queries[start : start + self._scan.most_users])
         if None not in answers:
             return cast("list[Ranked]", answers)
         left = [query for query, answer in zip(queries, answers, strict=True) if answer is None]
-        searched = iter(self._rank_searched(left))
+        searched = iter(self._searcher.best(left))
         return [next(searched) if answer is None else answer for answer in answers]
 
     def _rank_scanned(self, scan: Scan, queries: Sequence[Query]) -> list[Ranked | None]:
@@ -203,71 +212,23 @@ class Ranker:
 
     def _rank_row(self, query: Query, sums: NDArray[np.int32], error: float) -> Ranked | None:
         """Return the answer, or None where too many items might belong into it."""
+        if query.among is not None:
+            return self._rank_sums(query, query.among, sums[query.among], error)
         n_items = len(sums)
         if n_items - len(query.seen) <= query.k:
-            return self._rank_all(query)
+            return self._searcher.all(query)
         sums[query.seen] = NEVER
         least = floor(_kth_largest(sums, query.k) - 2 * error)
         rows = (sums >= max(least, NEVER + 1)).nonzero()[0]
-        few = max(_FEW, _FEW_PER_K * query.k, n_items // _SHARE)
         # Where most items are left, scores lie so close together that the index's own rounding would not settle them.
-        if few < len(rows) < n_items // 2:
+        if FEW < len(rows) < n_items // 2 and len(rows) > self._searcher.few(query.k):
             return None
-        return self._order(query, rows)
+        return self._searcher.order(query, rows)
 
-    def _rank_searched(self, queries: Sequence[Query]) -> list[Ranked]:
-        """Answer by the exact index, in one search where the first fetch suffices.
-
-        A cut that the index's rounding could have changed is repeated with a wider fetch.
-        """
-        answers: dict[int, Ranked] = {}
-        fetches = {position: q.k + len(q.seen) + _SLACK for position, q in enumerate(queries)}
-        while fetches:
-            for position in [p for p, fetch in fetches.items() if fetch >= len(self._items)]:
-                answers[position] = self._rank_all(queries[position])
-                del fetches[position]
-            if fetches:
-                widest = max(fetches.values())
-                pending = list(fetches)
-                lowest, candidates = self._search(np.stack([queries[p].vector for p in pending]), widest)
-                for position, bound, rows in zip(pending, lowest, candidates, strict=True):
-                    answer = self._rank_candidates(queries[position], rows, float(bound))
-                    if answer is None:
-                        fetches[position] = 2 * widest
-                    else:
-                        answers[position] = answer
-                        del fetches[position]
-        return [answers[position] for position in range(len(queries))]
-
-    def _search(self, vectors: NDArray[np.float32], fetch: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        with search_threads(self._threads):
-            scores, rows = self._index.index.search(vectors, fetch)
-        return scores[:, -1], rows
-
-    def _rank_proposed(self, query: Query) -> Ranked:
-        """Rank what an approximate index proposes, or all items where that is too little."""
-        with search_threads(self._threads):
-            unseen = self._index.candidates(query.vector, query.k, query.seen)
-        if len(unseen) < min(query.k, len(self._items) - len(query.seen)):
-            return self._rank_all(query)
-        return self._order(query, unseen)
-
-    def _rank_all(self, query: Query) -> Ranked:
-        unseen = np.ones(len(self._items), dtype=np.bool_)
-        unseen[query.seen] = False
-        return self._order(query, np.flatnonzero(unseen))
-
-    def _rank_candidates(self, query: Query, rows: NDArray[np.int64], lowest: float) -> Ranked | None:
-        """Return the answer, or None where an item that was not fetched might belong into it."""
-        answer = self._order(query, rows[~contained(rows, query.seen)])
-        error = self._error_per_norm * float(np.linalg.norm(query.vector.astype(np.float64)))
-        # At least k candidates are left: the fetch counts all seen items, and being smaller than the index it is full.
-        return answer if answer.scores[-1] > lowest + error else None
-
-    def _order(self, query: Query, rows: NDArray[np.int64]) -> Ranked:
-        scores = exact_scores(self._items, rows, query.vector)
-        order = np.lexsort((rows, -scores))[: query.k]
-        return Ranked(rows[order], scores[order])
+    def _rank_sums(self, query: Query, rows: NDArray[np.int32], sums: NDArray[np.int32], error: float) -> Ranked:
+        """Answer from a part, of more than k items: the index would be searched for all of them."""
+        least = _kth_largest(sums, query.k) - 2 * error
+        return self._searcher.order(query, rows[sums >= least].astype(np.int64))
 
 
 def _kth_largest(sums: NDArray[np.int32], k: int) -> int:

@@ -18,9 +18,9 @@ By Cauchy and Schwarz it differs from the left side by no more than
     error = |y - p| max_i |q_i| + |y| max_i |rho_i| + f r + 1
 
 where r bounds what float64 rounds off in u.v_i as it is scored and in w, rho, x and y: no more than
-(D + 16) 2^-52 |u| (max_i |v_i| + |c| + 127 |s|), with |u| at most that of the longest user; the 1 is far above what is
-rounded off in the error itself. Where k items have sums of t or more, the k-th best score is at least that of
-t - error, and every item that reaches it has a sum of t - 2 error or more.
+(D + 16) 2^-52 |u| (max_i |v_i| + |c| + 127 |s|); the 1 is far above what is rounded off in the error itself. Where k
+items have sums of t or more, the k-th best score is at least that of t - error, and every item that reaches it has a
+sum of t - 2 error or more. That holds for all items as for any part of them.
 
 A dimension in which all items agree has s_d = 0: it adds the same to every score and nothing to the sums.
 """
@@ -92,7 +92,6 @@ class Scan:
 
     Args:
         items: float32 [I, D], finite.
-        largest_user_norm: Euclidean norm of the longest vector that will be asked for.
         threads: Of one scan.
 
     Attributes:
@@ -102,12 +101,12 @@ class Scan:
         ScanError: ONNX Runtime cannot multiply these integers, or not correctly on this machine, or they are too many.
     """
 
-    def __init__(self, items: NDArray[np.float32], *, largest_user_norm: float, threads: int) -> None:
+    def __init__(self, items: NDArray[np.float32], *, threads: int) -> None:
         n_items, dimension = items.shape
         most = 2 * max(_LEVELS) + 1
         if n_items * dimension > _LARGEST_GRAPH or dimension * most * _CODE > np.iinfo(np.int32).max:
             raise ScanError(f"{n_items} items of dimension {dimension} are too many for one product of 8-bit integers")
-        codes = self._encode(items, largest_user_norm)
+        codes = self._encode(items)
         self.most_users = max(1, min(_MAX_USERS, _BUFFER_SUMS // n_items))
         for levels in _LEVELS:
             session = _open(codes, levels + 1, threads)
@@ -116,11 +115,12 @@ class Scan:
         else:
             raise ScanError("ONNX Runtime multiplies 8-bit integers wrongly on this machine")
         self._levels = levels
+        self._codes = codes  # the session reads them where they are
         self._sums = np.empty((self.most_users, n_items), dtype=np.int32)
         self._users = np.empty((self.most_users, dimension), dtype=np.uint8)
         self._buffers = Buffers(session, self._users, self._sums)
 
-    def _encode(self, items: NDArray[np.float32], largest_user_norm: float) -> NDArray[np.int8]:
+    def _encode(self, items: NDArray[np.float32]) -> NDArray[np.int8]:
         """Set scale and bounds, and return the items' codes, int8 [D, I]."""
         n_items, dimension = items.shape
         low, high = items.min(axis=0).astype(np.float64), items.max(axis=0).astype(np.float64)
@@ -140,19 +140,20 @@ class Scan:
         self._longest_code, self._longest_rest = longest_code, longest_rest
         unit = (dimension + 16) * float(np.finfo(np.float64).eps)
         reach = longest + float(np.linalg.norm(centre)) + _CODE * float(np.linalg.norm(self._scale))
-        self._rounding = unit * largest_user_norm * reach
+        self._rounding = unit * reach
         return codes
 
     def encode(self, users: NDArray[np.float32]) -> Codes:
-        """Code some users, float32 [n, D], finite, none longer than promised."""
-        x = users.astype(np.float64) * self._scale
+        """Code some users, float32 [n, D], finite."""
+        wide = users.astype(np.float64)
+        x = wide * self._scale
         factor = self._levels / np.maximum(np.abs(x).max(axis=1), _SMALLEST)
         y = x * factor[:, None]
         p = np.rint(y)
         errors = (
             np.linalg.norm(y - p, axis=1) * self._longest_code
             + np.linalg.norm(y, axis=1) * self._longest_rest
-            + factor * self._rounding
+            + factor * self._rounding * np.linalg.norm(wide, axis=1)
             + 1
         )
         return Codes((p + (self._levels + 1)).astype(np.uint8), errors)
@@ -180,19 +181,26 @@ def _longest(rows: NDArray[np.float64]) -> float:
 def _open(codes: NDArray[np.int8], zero: int, threads: int) -> InferenceSession:
     """Return a session of ``users`` uint8 [B, D] → ``sums`` int32 [B, I], the products of users - zero and codes."""
     dimension, n_items = codes.shape
-    tables = {"codes": codes, "zero": np.array(zero, dtype=np.uint8)}
     graph = helper.make_graph(
         [helper.make_node("MatMulInteger", ["users", "codes", "zero"], ["sums"])],
         "scan",
         [helper.make_tensor_value_info("users", TensorProto.UINT8, ["B", dimension])],
         [helper.make_tensor_value_info("sums", TensorProto.INT32, ["B", n_items])],
-        [numpy_helper.from_array(table, name) for name, table in tables.items()],
+        [_elsewhere("codes", codes), numpy_helper.from_array(np.array(zero, dtype=np.uint8), "zero")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
     try:
-        return open_session(model.SerializeToString(), threads=threads)
+        return open_session(model.SerializeToString(), threads=threads, tables={"codes": codes})
     except GRAPH_ERRORS as error:
         raise ScanError("ONNX Runtime cannot multiply 8-bit integers on this machine") from error
+
+
+def _elsewhere(name: str, table: NDArray[np.int8]) -> TensorProto:
+    """Return a graph's constant without its numbers, which the session is given beside the graph."""
+    constant = TensorProto(name=name, data_type=TensorProto.INT8, dims=table.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", name), ("offset", "0"), ("length", str(table.nbytes))):
+        constant.external_data.add(key=key, value=value)
+    return constant
 
 
 def _trials(dimension: int, levels: int) -> NDArray[np.uint8]:

@@ -10,15 +10,21 @@ import onnxruntime
 from export.runtime import CPU
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 
-def open_session(graph: bytes, *, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    graph: bytes, *, threads: int, tables: Mapping[str, NDArray[np.generic]] | None = None
+) -> onnxruntime.InferenceSession:
     """Open a graph on the CPU.
 
     Args:
         graph: Serialised ONNX graph, checked before.
         threads: Of one call.
+        tables: Constants that the graph says are kept elsewhere, in C order: a large one is not copied again and again
+            on its way. The session reads them where they are, so they have to live as long as it does.
 
     Raises:
         export.runtime.GRAPH_ERRORS: ONNX Runtime cannot load it.
@@ -31,6 +37,9 @@ def open_session(graph: bytes, *, threads: int) -> onnxruntime.InferenceSession:
     options.enable_cpu_mem_arena = False
     # Threads that wait by spinning would take the event loop's processor.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if tables:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(table) for table in tables.values()]
+        options.add_external_initializers(list(tables), values)
     return onnxruntime.InferenceSession(graph, options, providers=[CPU])
 
 

@@ -14,9 +14,10 @@ from export.bundle import BundleReader
 from export.manifest import Manifest
 from export.serving import load_for_serving
 from service.http.app import create_app
-from service.http.query import Asked
-from service.retrieval.ranking import Query, Ranked
-from service.values import Recommendation
+from service.http.asked import Asked
+from service.retrieval.ranking import Query
+from service.retrieval.scores import Ranked
+from service.values import Recommendation, Request
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
 from tests.helpers_bundle import make_content
 from training.common.errors import BundleError
@@ -134,7 +135,7 @@ def test_every_stage_does_its_part(bundles: tuple[Path, Path]) -> None:
         assert calls[PASS](users) == content.items.max()
         empty: Any = calls[EMPTY](users)
         assert np.shape(empty) == (1, 3, content.items.shape[1])
-        assert calls["parse"](users) == Asked(content.user_ids[5], 4, "model")
+        assert calls["parse"](users) == Asked(Request(content.user_ids[5], 4), "model")
         calls["request"](users[:1])
 
 

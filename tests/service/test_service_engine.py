@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from export import bundle
 from service.engine import Engine
-from service.retrieval.ranking import exact_scores
+from service.retrieval.scores import exact_scores
 from service.values import Request
 from tests.helpers_bundle import Content, cancelling, flat_index, gather_tower, make_content, seal, write_bundle
 from training.common.errors import BundleError
@@ -42,6 +42,7 @@ CONTENTS = {
         titles=[""],
         seen=[np.array(rows, dtype=np.int32) for rows in ([0], [], [], [])],
         popularity=np.array([1], dtype=np.int64),
+        categories=None,
     ),
 }
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.retrieval.ranking import Query, Ranked, Ranker, _kth_largest
+from service.retrieval.ranking import Query, Ranker, _kth_largest
 from service.retrieval.scan import NEVER, ScanError
+from service.retrieval.scores import Ranked
 from tests.helpers_bundle import flat_index
 from tests.helpers_index import entry_of
 from tests.service.vectors import KINDS, draw_vectors
@@ -30,7 +31,7 @@ def ranker(items: NDArray[np.float32], users: NDArray[np.float32], threads: int 
 def brute_force(items: NDArray[np.float32], query: Query) -> Ranked:
     """The definition: float64 scores, unseen rows, (score descending, row ascending)."""
     scores = (items.astype(np.float64) * query.vector.astype(np.float64)).sum(axis=1)
-    unseen = np.setdiff1d(np.arange(len(items)), query.seen)
+    unseen = np.setdiff1d(np.arange(len(items)) if query.among is None else query.among, query.seen)
     rows = unseen[np.lexsort((unseen, -scores[unseen]))][: query.k]
     return Ranked(rows, scores[rows])
 
@@ -43,7 +44,10 @@ def check(items: NDArray[np.float32], queries: Sequence[Query], answers: Sequenc
 
 
 def questions(items: NDArray[np.float32], users: NDArray[np.float32], seed: int) -> list[Query]:
-    """Ask for one, few, many and too many items, of users who have seen none, some, the best, nearly all or all."""
+    """Ask for one, few, many and too many items, of users who have seen none, some, the best, nearly all or all.
+
+    One question in four is about a part of the items: none of them, one, half or all.
+    """
     draw = np.random.default_rng(seed)
     n_items = len(items)
     queries = []
@@ -52,6 +56,9 @@ def questions(items: NDArray[np.float32], users: NDArray[np.float32], seed: int)
         most = np.arange(n_items)
         for seen in (most[:0], most[draw.random(n_items) < 0.3], best[: n_items // 3], np.delete(most, -1), most):
             queries += [Query(user, np.sort(seen).astype(np.int32), k) for k in (1, 2, 10, n_items, n_items + 5)]
+    for number in range(0, len(queries), 4):
+        part = most[draw.random(n_items) < draw.choice([0, 1 / n_items, 0.5, 1])].astype(np.int32)
+        queries[number] = queries[number]._replace(among=part)
     return queries
 
 
@@ -129,13 +136,13 @@ def test_codes_made_beforehand_give_the_same_answers(threads: int) -> None:
 
 def counted(opened: Ranker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     searches: list[int] = []
-    search = opened._search
+    search = opened._searcher._search
 
     def count(vectors: NDArray[np.float32], fetch: int) -> object:
         searches.append(len(vectors))
         return search(vectors, fetch)
 
-    monkeypatch.setattr(opened, "_search", count)
+    monkeypatch.setattr(opened._searcher, "_search", count)
     return searches
 
 

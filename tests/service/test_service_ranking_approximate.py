@@ -90,7 +90,7 @@ def test_seen_items_do_not_use_up_the_candidates() -> None:
     order = np.argsort(-(CONTENT.items @ vector))
     seen = np.sort(order[:60]).astype(np.int32)
     opened = ranker("IVF6,Flat", nprobe=6, overfetch=1)
-    opened._rank_all = None  # type: ignore[method-assign, assignment]
+    opened._searcher.all = None  # type: ignore[method-assign, assignment]
     answer = opened.top([Query(vector, seen, 10)])[0]
     # Scores, not rows: where items are equal, either may be among the candidates.
     np.testing.assert_array_equal(answer.scores, ranker("Flat").top([Query(vector, seen, 10)])[0].scores)

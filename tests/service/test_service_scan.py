@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def scan_of(items: NDArray[np.float32], users: NDArray[np.float32]) -> Scan:
-    norm = float(np.linalg.norm(users.astype(np.float64), axis=1).max())
-    return Scan(items, largest_user_norm=norm, threads=1)
-
-
 def codes_of(items: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centre and scale by their definition."""
     low, high = items.astype(np.float64).min(axis=0), items.astype(np.float64).max(axis=0)
@@ -32,7 +27,7 @@ def codes_of(items: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[n
 
 def check_bound(items: NDArray[np.float32], users: NDArray[np.float32]) -> float:
     """Compare all sums with exact fractions; return the largest share of the error that was used."""
-    scan = scan_of(items, users)
+    scan = Scan(items, threads=1)
     centre, scale = codes_of(items)
     used = 0.0
     for user in users:
@@ -73,7 +68,7 @@ def test_the_error_can_come_close_to_its_bound() -> None:
 @pytest.mark.parametrize("dimension", [1, 128, 2000])
 def test_sums_are_those_of_whole_numbers(n_items: int, dimension: int) -> None:
     items, users = draw_vectors("normal", n_items, 4, dimension, 7)
-    scan = scan_of(items, users)
+    scan = Scan(items, threads=1)
     centre, scale = codes_of(items)
     codes = np.rint((items - centre) / np.where(scale > 0, scale, 1)).astype(np.int64)
     coded = scan.encode(users)
@@ -118,9 +113,9 @@ def test_a_kernel_that_saturates_gets_seven_bits(signs: int, monkeypatch: pytest
     users = draw_vectors("normal", 1, 2, 16, 0)[1]
     items = np.concatenate([127 * np.eye(16), -127 * np.eye(16), np.zeros((1, 16))]).astype(np.float32)
     items[-1, 4:6] = 127 * signs, 2 * signs  # one pair of one item, and only with the largest codes
-    assert scan_of(items, users)._levels == 127
+    assert Scan(items, threads=1)._levels == 127
     plant(monkeypatch, saturating)
-    assert scan_of(items, users)._levels == 63
+    assert Scan(items, threads=1)._levels == 63
     check_bound(items, users)
 
 
@@ -133,15 +128,15 @@ def test_one_wrong_sum_for_one_number_of_users_is_found(batch: int, monkeypatch:
 
         return fault
 
-    items, users = draw_vectors("normal", 60, 2, 16, 0)
+    items, _ = draw_vectors("normal", 60, 2, 16, 0)
     plant(monkeypatch, off_by_one)
     with pytest.raises(ScanError, match="wrongly"):
-        scan_of(items, users)
+        Scan(items, threads=1)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ScanError, match="too many"):
-        scan_of(np.ones((1, 70_000), dtype=np.float32), np.ones((1, 70_000), dtype=np.float32))
+        Scan(np.ones((1, 70_000), dtype=np.float32), threads=1)
     many = np.lib.stride_tricks.as_strided(np.ones(1, dtype=np.float32), shape=(2**30, 2), strides=(0, 0))
     with pytest.raises(ScanError, match="too many"):
-        Scan(many, largest_user_norm=1.0, threads=1)
+        Scan(many, threads=1)

@@ -11,6 +11,7 @@ from benchmarks.commands import (
     load,
     matrix,
     peers,
+    production,
     quality,
     report,
     speed,
@@ -34,5 +35,6 @@ for part in (
     stages.app,
     report.app,
     all_users.app,
+    production.app,
 ):
     app.registered_commands += part.registered_commands

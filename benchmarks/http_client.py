@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,8 @@ START_S = 60.0
 STOP_S = 10.0
 REPLY_S = 30.0
 _ANNOUNCED = "listening on http://"
+_LINE = 65536
+_LOOK_S = 0.01
 
 
 class ServerError(DvibError):
@@ -37,14 +39,16 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def running(module: str, *arguments: str) -> Iterator[Server]:
+def running(module: str, *arguments: str, variables: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run one of our modules that serves, in a process of its own, until the block ends.
 
-    Settings of the caller's environment (``DVIB_SERVE_*``) are left out: the server runs with its defaults.
+    Settings of the caller's environment (``DVIB_SERVE_*``) are left out: the server runs with its defaults, and with
+    what is given here.
 
     Args:
         module: Run as ``python -m``. It says on stdout that it is ``listening on http://HOST:PORT, ...``.
         arguments: Its command line.
+        variables: Environment variables that it gets beside ours.
 
     Yields:
         The server, when it listens.
@@ -52,16 +56,18 @@ def running(module: str, *arguments: str) -> Iterator[Server]:
     Raises:
         ServerError: The server ended, or did not announce itself in time; the message holds its last line.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("DVIB_SERVE_")}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("DVIB_SERVE_")}
     # -P: a folder named "service" where the benchmark was started must not take the package's place.
     command = [sys.executable, "-P", "-m", module, *arguments]
     with (
         orderly_at_sigterm(),
+        # Files, not pipes: a server that says much must not be held up because nobody reads.
+        tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables) as process,
+        subprocess.Popen(command, stdout=output, stderr=messages, env=ours | dict(variables or {})) as process,
     ):
         try:
-            yield Server(*_address(process, messages), process.pid)
+            yield Server(*_address(process, output, messages), process.pid)
         finally:
             _stop(process)
 
@@ -89,17 +95,17 @@ def serve_arguments(bundles: Mapping[str, Path]) -> list[str]:
     return ["--host", "127.0.0.1", "--port", "0", *options]
 
 
-def _address(process: subprocess.Popen[str], messages: IO[str]) -> tuple[str, int]:
-    output = process.stdout
-    if output is None:
-        raise ServerError("the server has no output to read its address from")
-    # A server that hangs is killed, and the read below then ends.
-    watchdog = threading.Timer(START_S, process.kill)
-    watchdog.start()
-    try:
-        line = output.readline()
-    finally:
-        watchdog.cancel()
+def _address(process: subprocess.Popen[bytes], output: IO[bytes], messages: IO[str]) -> tuple[str, int]:
+    deadline = time.monotonic() + START_S
+    line = ""
+    while not line.endswith("\n"):
+        ended = process.poll() is not None or time.monotonic() > deadline
+        # Read at a place of our own: what is written goes where the server's end of the file stands.
+        found, whole, _ = os.pread(output.fileno(), _LINE, 0).decode(errors="replace").partition("\n")
+        line = found + whole
+        if ended:
+            break
+        time.sleep(_LOOK_S)
     place = line.partition(_ANNOUNCED)[2].partition(",")[0].strip()
     host, _, port = place.rpartition(":")
     if not port.isdigit():
@@ -110,7 +116,7 @@ def _address(process: subprocess.Popen[str], messages: IO[str]) -> tuple[str, in
     return host, int(port)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
         process.wait(STOP_S)

@@ -35,8 +35,10 @@ from export.publish import resolve
 from export.serving import ServingBundle, load_for_serving
 from service.engine import Engine
 from service.http.app import create_app
+from service.http.documents import recommend_document
+from service.http.gate import Gate
 from service.http.query import QueryReader
-from service.http.routes import json_reply, recommend_document
+from service.http.reply import json_reply
 from service.settings import Settings
 from service.values import Request
 from training.common.errors import BundleError
@@ -191,6 +193,7 @@ def _application(engine: Engine, settings: Settings, texts: Sequence[bytes]) -> 
         BundleError: The reply to the first user is not OK.
     """
     app = create_app({_MODEL: engine}, settings)
+    gate = Gate(app, settings)
     statuses: list[int] = []
 
     async def receive() -> dict[str, Any]:
@@ -217,7 +220,7 @@ def _application(engine: Engine, settings: Settings, texts: Sequence[bytes]) -> 
 
         def call(users: NDArray[np.int64]) -> None:
             # A scope of its own for every request: the application writes into it.
-            loop.run_until_complete(app({**fixed, "query_string": texts[users[0]]}, receive, send))
+            loop.run_until_complete(gate({**fixed, "query_string": texts[users[0]]}, receive, send))
 
         lifespan = app.router.lifespan_context(app)
         loop.run_until_complete(lifespan.__aenter__())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from service.process.server import end_at_sigterm, listen, run_app
-from service.settings import load_settings, parse_bundles
+from service.process.main import run_service
+from service.settings import load_settings
 from training.common import console
-
-if TYPE_CHECKING:
-    from service.settings import Settings
 
 HELP = """Serve recommendations from exported bundles over HTTP.
 
@@ -25,36 +22,18 @@ The first bundle is the default model. Options win over `DVIB_SERVE_*` variables
     dvib-serve --bundle baseline=bundles/baseline --bundle dvib=bundles/dvib --port 8080
 
     curl -X POST 'http://127.0.0.1:8000/recommend?user_id=196&k=5&model=dvib'
+
+A bundle may be a root of published versions: what is published there later is served without a restart. So it is at
+SIGHUP, and on demand with an admin endpoint, on 127.0.0.1 alone:
+
+    dvib-serve --bundle shop=published/shop --workers 4
+
+    DVIB_SERVE_ADMIN_TOKEN=$TOKEN dvib-serve --bundle shop=published/shop --admin-port 8001
+
+    curl -X POST -H "Authorization: Bearer $TOKEN" http://127.0.0.1:8001/reload
 """
 
 app = console.make_app(HELP)
-
-
-def run_server(settings: Settings) -> None:
-    """Bind, load every bundle, serve until SIGTERM or Ctrl-C.
-
-    Args:
-        settings: The bundles among them.
-
-    Raises:
-        ConfigError: A bundle's name or the listening address cannot be used.
-        BundleError: A bundle is missing, altered or inconsistent.
-    """
-    folders = parse_bundles(settings.bundles)
-    end_at_sigterm()
-    with listen(settings.host, settings.port) as listener:
-        from export.publish import resolve
-        from service.engine import Engine
-        from service.http.app import create_app
-
-        engines = {
-            name: Engine.load(resolve(folder), index_threads=settings.index_threads) for name, folder in folders.items()
-        }
-        models = ", ".join(
-            f"{name} ({engine.manifest.model} {engine.manifest.version})" for name, engine in engines.items()
-        )
-        application = create_app(engines, settings)
-        run_app(application, listener, "dvib-serve", f"models: {models}", access_log=settings.access_log)
 
 
 @app.command(help=HELP)
@@ -69,9 +48,28 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port; 0 takes a free one. [default: 8000]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that answer; they share one copy of the models. [default: 1]")
+    ] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(
+            help="TCP port on 127.0.0.1 for GET /status and POST /reload; 0 takes a free one. Needs "
+            "DVIB_SERVE_ADMIN_TOKEN. [default: none]"
+        ),
+    ] = None,
     access_log: Annotated[
         bool | None, typer.Option("--access-log/--no-access-log", help="Log every request, user ids too. [default: no]")
     ] = None,
 ) -> None:
     """Serve recommendations from exported bundles over HTTP."""
-    run_server(load_settings(bundles=tuple(bundle) if bundle else None, host=host, port=port, access_log=access_log))
+    run_service(
+        load_settings(
+            bundles=tuple(bundle) if bundle else None,
+            host=host,
+            port=port,
+            workers=workers,
+            admin_port=admin_port,
+            access_log=access_log,
+        )
+    )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PREFIX = "DVIB_SERVE_"
+_SECRETS = {"api_key", "admin_token"}
 MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
     metrics_dir: Path | None = Field(
         default=None, description="folder for the workers' metric files; a temporary one where left out"
     )
-    access_log: bool = Field(default=False, description="one line per request on stdout (holds user ids)")
+    access_log: bool = Field(default=False, description="one line per request in the log (holds user ids)")
 
     @field_validator("bundles", mode="before")
     @classmethod
@@ -155,7 +156,8 @@ def load_settings(**options: object) -> Settings:
             raise ConfigError(str(first["msg"])) from error
         name = str(first["loc"][0])
         source = "--" + name.replace("_", "-") if name in given else PREFIX + name.upper()
-        raise ConfigError(f"{source}: {first['msg']}, got {first['input']!r}") from error
+        got = "" if name in _SECRETS else f", got {first['input']!r}"
+        raise ConfigError(f"{source}: {first['msg']}{got}") from error
 
 
 def parse_bundles(entries: Iterable[str]) -> dict[str, Path]:

@@ -154,6 +154,7 @@ def _open_engines(task: Round) -> tuple[dict[str, Call], int]:
             titles=first.titles,
             seen=first.seen,
             popularity=first.popularity,
+            categories=first.categories,
         )
         opened[arm.name] = _engine(Engine(shared, index_threads=THREADS), list(first.users), task.k)
     if first is None:

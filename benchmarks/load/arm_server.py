@@ -20,7 +20,9 @@ from benchmarks.load.questions import CONSTANT, constant_body
 from export.publish import resolve
 from service.engine import Engine
 from service.http.app import create_app
-from service.http.errors import JSON
+from service.http.gate import Gate
+from service.http.protocol import Protocol
+from service.http.reply import JSON
 from service.process.server import end_at_sigterm, listen, run_app
 from service.settings import Settings
 from service.values import Recommendation, Request
@@ -56,7 +58,7 @@ def constant_app(length: int) -> FastAPI:
 
     @app.post(CONSTANT)
     async def constant() -> Response:
-        return Response(body, media_type=JSON)
+        return Response(body, media_type=JSON, headers={"x-request-id": "0123abcd-1"})
 
     return app
 
@@ -85,11 +87,11 @@ def serve(document: dict[str, Any]) -> None:
     settings = Settings()
     with listen("127.0.0.1", 0) as listener:
         if "constant" in document:
-            app = constant_app(document["constant"])
-        else:
-            arms = {arm["name"]: load_arm(arm["folder"], arm["delay_us"], settings) for arm in document["arms"]}
-            app = create_app(arms, settings)
-        run_app(app, listener, "arm-server", "for a benchmark")
+            run_app(constant_app(document["constant"]), listener, "arm-server", "for a benchmark")
+            return
+        arms = {arm["name"]: load_arm(arm["folder"], arm["delay_us"], settings) for arm in document["arms"]}
+        gate = Gate(create_app(arms, settings), settings)
+        run_app(gate, listener, "arm-server", "for a benchmark", http=Protocol.with_settings(settings))
 
 
 def main() -> None:

@@ -57,26 +57,43 @@ class Reply(NamedTuple):
     body: bytes
 
 
-class _Connection:
-    """One connection with at most one request under way; the callbacks are those of the parser."""
+class Channel:
+    """One connection with at most one request under way; the callbacks are those of the parser.
+
+    Args:
+        opened: The connection.
+    """
 
     def __init__(self, opened: socket.socket) -> None:
+        self.use(opened)
+
+    def use(self, opened: socket.socket) -> None:
+        """Begin anew with another connection."""
         self.socket = opened
         self._parser = httptools.HttpResponseParser(self)
         self._parts: list[bytes] = []
         self._begun = self._complete = 0
         self._asked: tuple[Question, int] | None = None
 
+    @property
+    def asked(self) -> tuple[Question, int] | None:
+        """What is under way, and since when."""
+        return self._asked
+
     def on_message_begin(self) -> None:
+        """A reply begins."""
         self._begun += 1
 
     def on_body(self, part: bytes) -> None:
+        """A part of its body."""
         self._parts.append(part)
 
     def on_message_complete(self) -> None:
+        """A reply is complete."""
         self._complete += 1
 
     def ask(self, question: Question, since: int) -> None:
+        """Send a request whose latency counts from some time."""
         self._asked = question, since
         self.socket.sendall(question.request)
 
@@ -101,6 +118,18 @@ class _Connection:
         return reply
 
 
+def connect(address: tuple[str, int]) -> socket.socket:
+    """Return a new connection that sends at once what it is given.
+
+    Raises:
+        OSError: The server cannot be reached.
+    """
+    opened = socket.create_connection(address, timeout=REPLY_S)
+    opened.settimeout(None)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return opened
+
+
 class Connections:
     """Keep-alive connections to one server, used in turn: one that is idle for long would be closed by the server.
 
@@ -114,20 +143,20 @@ class Connections:
 
     def __init__(self, address: tuple[str, int], count: int) -> None:
         self._selector = selectors.DefaultSelector()
-        self._idle: deque[_Connection] = deque()
-        self._all: list[_Connection] = []
+        self._idle: deque[Channel] = deque()
+        self._all: list[Channel] = []
         try:
             for _ in range(count):
-                opened = socket.create_connection(address, timeout=REPLY_S)
-                opened.settimeout(None)
-                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection = _Connection(opened)
+                connection = self._channel(connect(address))
                 self._all.append(connection)
-                self._selector.register(opened, selectors.EVENT_READ, connection)
+                self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         except OSError as error:
             self.close()
             raise ServerError(f"cannot connect to {address[0]}:{address[1]}: {error.strerror or error}") from error
         self._idle += self._all
+
+    def _channel(self, opened: socket.socket) -> Channel:
+        return Channel(opened)
 
     def __enter__(self) -> Self:
         """Use the connections in a ``with`` block."""
@@ -164,9 +193,11 @@ class Connections:
         Raises:
             ServerError: The server has closed the connection.
         """
-        connection = self._idle.popleft()
+        self._send(self._idle.popleft(), question, time.perf_counter_ns() if since is None else since)
+
+    def _send(self, connection: Channel, question: Question, since: int) -> None:
         try:
-            connection.ask(question, time.perf_counter_ns() if since is None else since)
+            connection.ask(question, since)
         except OSError as error:
             raise ServerError(f"the server closed a connection: {error.strerror or error}") from error
 
@@ -190,11 +221,14 @@ class Connections:
                 select.select([self._selector], [], [], patience * 1e-9)
             ready = self._selector.select(0)
         for key, _ in ready:
-            connection: _Connection = key.data
-            reply = connection.read()
+            connection: Channel = key.data
+            reply = self._read(connection)
             if reply is not None:
                 self._idle.append(connection)
                 yield reply
+
+    def _read(self, connection: Channel) -> Reply | None:
+        return connection.read()
 
     def ask_each(self, questions: Sequence[Question]) -> None:
         """Ask once over each connection and check the replies in full: from here on the server knows the connections.

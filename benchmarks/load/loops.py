@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,10 @@ class Slice:
         elapsed: Seconds from the first request to the last reply.
         client_cpu: CPU seconds of this client meanwhile.
         errors: What was wrong with replies → how many.
+        started: Nanoseconds of this machine's monotonic clock when it began.
+        begun: Seconds from the start when the latency of each right reply began, float64 [n].
+        held: Seconds of ``late`` in which no connection was free, float64 [sent]: the server's fault and not ours.
+        error_latencies: What was wrong with replies → seconds of each, float64.
     """
 
     latencies: NDArray[np.float64]
@@ -35,6 +39,10 @@ class Slice:
     elapsed: float
     client_cpu: float
     errors: dict[str, int]
+    started: int = 0
+    begun: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    held: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    error_latencies: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:
@@ -47,10 +55,13 @@ class _Book:
 
     def __init__(self) -> None:
         self._latencies: list[int] = []
+        self._begun: list[int] = []
+        self._wrong: defaultdict[str, list[int]] = defaultdict(list)
         self._errors: Counter[str] = Counter()
         self._kept: list[Reply] = []
         self.answered = 0
         self.late: list[int] = []
+        self.held: list[int] = []
         self._cpu = time.thread_time()
         self._started = time.perf_counter_ns()
 
@@ -59,8 +70,10 @@ class _Book:
         fault = reply.question.fault(reply.status, reply.body)
         if fault:
             self._errors[fault] += 1
+            self._wrong[fault].append(reply.at - reply.since)
             return
         self._latencies.append(reply.at - reply.since)
+        self._begun.append(reply.since - self._started)
         if self.answered % _SAMPLED == 1:
             self._kept.append(reply)
 
@@ -70,7 +83,17 @@ class _Book:
             fault = reply.question.fault_in_full(reply.body)
             if fault:
                 self._errors[fault] += 1
-        return Slice(_seconds(self._latencies), _seconds(self.late), elapsed * 1e-9, cpu, dict(self._errors))
+        return Slice(
+            latencies=_seconds(self._latencies),
+            late=_seconds(self.late),
+            elapsed=elapsed * 1e-9,
+            client_cpu=cpu,
+            errors=dict(self._errors),
+            started=self._started,
+            begun=_seconds(self._begun),
+            held=_seconds(self.held),
+            error_latencies={fault: _seconds(times) for fault, times in self._wrong.items()},
+        )
 
 
 def _seconds(nanoseconds: list[int]) -> NDArray[np.float64]:
@@ -85,6 +108,20 @@ def no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def arrivals(rate: float, seconds: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return when requests are due that come independently of each other (a Poisson process), at least one.
+
+    Args:
+        rate: Requests per second.
+        seconds: Length of the slice.
+        generator: Draws the gaps.
+
+    Returns:
+        Seconds from the start, float64 [n], ascending.
+    """
+    return np.cumsum(generator.exponential(1 / rate, size=max(1, round(rate * seconds))))
 
 
 def closed_loop(connections: Connections, questions: Iterator[Question], seconds: float) -> Slice:
@@ -129,12 +166,17 @@ def open_loop(connections: Connections, questions: Iterator[Question], due: NDAr
         book = _Book()
         start = time.perf_counter_ns()
         times = deque((start + (due * 1e9).astype(np.int64)).tolist())
+        freed, full = start, False
         while book.answered < len(due):
             while times and connections.free and times[0] <= time.perf_counter_ns():
                 since = times.popleft()
                 connections.ask(next(questions), since)
                 book.late.append(time.perf_counter_ns() - since)
+                book.held.append(max(0, freed - since))
+            full = not connections.free
             for reply in connections.replies(times[0] if times and connections.free else None):
+                if full:
+                    freed, full = reply.at, False
                 book.add(reply)
         return book.close()
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from benchmarks.http_client import Connection, Server, running, serve_arguments
 from benchmarks.load.client import Connections, Question
 from benchmarks.load.engine import EngineProcess, engine_process
-from benchmarks.load.loops import Slice, closed_loop, open_loop
-from benchmarks.load.process import Meter, Others
+from benchmarks.load.loops import Slice, arrivals, closed_loop, open_loop
+from benchmarks.load.process import Others, TreeMeter
 from benchmarks.load.questions import Asked, Constant
+from benchmarks.load.tree import processes
 
 CONCURRENCY = (1, 8, 32)
 """Closed loops: requests under way at any time."""
@@ -127,7 +128,7 @@ class Endpoint:
 
     def __init__(self, server: Server, questions: Sequence[Question], generator: np.random.Generator) -> None:
         self._address = server.host, server.port
-        self._meter = Meter(server.pid)
+        self._meter = TreeMeter(server.pid)
         self._questions = questions
         self._generator = generator
 
@@ -153,20 +154,6 @@ class Endpoint:
             before = self._meter.cpu_seconds()
             seen = loop(connections, self._endless())
             return seen, self._meter.cpu_seconds() - before, self._meter.resident_bytes()
-
-
-def arrivals(rate: float, seconds: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return when requests are due that come independently of each other (a Poisson process), at least one.
-
-    Args:
-        rate: Requests per second.
-        seconds: Length of the slice.
-        generator: Draws the gaps.
-
-    Returns:
-        Seconds from the start, float64 [n], ascending.
-    """
-    return np.cumsum(generator.exponential(1 / rate, size=max(1, round(rate * seconds))))
 
 
 def slices_of_a_round(n_bundles: int) -> int:
@@ -210,7 +197,7 @@ def measure(
         endpoints[CONSTANT] = Endpoint(constant, [Constant.of(length)], generator)
         run = Run(asked, options, length, [], [])
         _warm_up(endpoints, engine, options, on_slice)
-        others = Others([service.pid, constant.pid, engine.pid, os.getpid()])
+        others = Others(processes(os.getpid()))
         for number in range(options.rounds):
             _round(run, number, endpoints, engine, generator, on_slice)
         return replace(run, other_cores=others.cores())

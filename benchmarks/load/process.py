@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.load.tree import memory, processes, total
 from training.common.errors import DvibError
 from training.common.memory import status_bytes
 
@@ -34,7 +35,7 @@ class Meter:
         if error:
             raise DvibError(f"no CPU clock of process {pid}: {os.strerror(error)}")
         self._clock = clock.value
-        self._pid = pid
+        self.pid = pid
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds used so far, of user and system."""
@@ -42,10 +43,38 @@ class Meter:
 
     def resident_bytes(self) -> int:
         """Return the resident memory."""
-        held = status_bytes("VmRSS", self._pid)
+        held = status_bytes("VmRSS", self.pid)
         if held is None:
-            raise DvibError(f"process {self._pid} shows no memory; it has ended")
+            raise DvibError(f"process {self.pid} shows no memory; it has ended")
         return held
+
+
+class TreeMeter:
+    """Reads what a process and all that are below it now have used: of a service, those that answer are below it.
+
+    Args:
+        pid: The first process.
+
+    Raises:
+        DvibError: See ``Meter``.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._meters = [Meter(one) for one in processes(pid)]
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds that they have used so far."""
+        return sum(meter.cpu_seconds() for meter in self._meters)
+
+    def resident_bytes(self) -> int:
+        """Return the memory that they hold: of one process what is resident, of several their PSS.
+
+        What is shared counts once.
+        """
+        if len(self._meters) == 1:
+            return self._meters[0].resident_bytes()
+        held = [memory(meter.pid) for meter in self._meters]
+        return total([one for one in held if one is not None]).proportional
 
 
 class Others:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 import numpy as np
 
-from export.manifest import Manifest
-from export.publish import resolve
-from export.serving import load_for_serving
 from training.common.errors import BundleError
+
+if TYPE_CHECKING:
+    from export.manifest import Manifest
 
 CONSTANT = "/constant"
 MOST_USERS = 4096
@@ -46,8 +46,11 @@ class Recommend:
 
     @classmethod
     def of(cls, user_id: str, model: str, version: str, k: int) -> Self:
-        """Return the request for ``k`` items of a user that the model knows and that has not seen too many."""
-        wanted = {"user_id": user_id, "model": model, "version": version, "source": "model"}
+        """Return the request for ``k`` items of a user that the model knows and that has not seen too many.
+
+        The reply may come from any version where ``version`` is empty.
+        """
+        wanted = {"user_id": user_id, "model": model, "source": "model"} | ({"version": version} if version else {})
         marks = tuple(f'"{key}":{json.dumps(text, ensure_ascii=False)}'.encode() for key, text in wanted.items())
         return cls(post("/recommend?" + urlencode({"user_id": user_id, "k": k, "model": model})), wanted, marks, k)
 
@@ -132,6 +135,10 @@ class Asked:
         Raises:
             BundleError: It is unusable, or nobody is left with ``k`` items.
         """
+        # Client processes use this module, too, and read no bundle.
+        from export.publish import resolve
+        from export.serving import load_for_serving
+
         folder = resolve(folder)
         bundle = load_for_serving(folder)
         left = bundle.manifest.n_items - np.diff(bundle.seen.offsets)

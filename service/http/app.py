@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from service.http.batching import Batcher
+from service.http.desk import Desk
+from service.http.documentation import add_routes
 from service.http.errors import Errors
-from service.http.routes import add_routes
+from service.http.routes import Routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Recommendations from exported bundles, on ONNX Runtime and FAISS.
 
-Training items of the user are left out, items come by descending score, equal scores in row order. Scores are exact;
-items too, unless the bundle's index is approximate: then as many of the best as its manifest's recall says.
+Training items of the user are left out unless asked for; items come by descending score, equal scores in row order.
+Scores are exact; items too, unless the bundle's index is approximate: then as many of the best as its manifest's recall
+says.
 Every error reply is `{"error": {"code": ..., "message": ...}}` with a fixed code.
 """
 
@@ -30,25 +32,28 @@ Every error reply is `{"error": {"code": ..., "message": ...}}` with a fixed cod
 def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
     """Return the application. It is ready between its lifespan's startup and shutdown.
 
+    `service.http.gate.Gate` belongs around it: bounds, key, request ids and the straight way are there. Its desk is
+    ``app.state.desk``.
+
     Args:
         engines: Model name to loaded engine; the first is the default model.
         settings: Limits of requests and queues.
+
+    Raises:
+        ConfigError: ``split`` names what is not served, or no share.
     """
-    batchers: dict[str, Batcher] = {}
+    errors = Errors(settings)
+    desk = Desk(engines, settings, errors)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for name, engine in engines.items():
-            batchers[name] = Batcher(engine, name=name, max_batch=settings.max_batch, max_queue=settings.max_queue)
+        desk.open()
         # What is loaded stays: looking through it for garbage again and again would hold requests up.
         gc.collect()
         gc.freeze()
         yield
         gc.unfreeze()
-        closing = list(batchers.values())
-        batchers.clear()
-        for batcher in closing:
-            batcher.close()
+        desk.close()
 
     app = FastAPI(
         title="dvib-serve",
@@ -56,9 +61,9 @@ def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
     )
-    errors = Errors(settings)
+    app.state.desk = desk
     errors.install(app)
-    manifests = {name: engine.manifest for name, engine in engines.items()}
-    add_routes(app.router, manifests, batchers, errors, settings)
+    add_routes(app.router, Routes(desk, errors, settings), errors, settings)
     return app

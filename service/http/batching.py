@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
+from service.observe.cells import Cells
+from service.observe.metrics import ModelMetrics
 from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
+_LOG = logging.getLogger(__name__)
 _TURNS = 3
 """Turns of the event loop between two calls where several requests are about, none of which waits: it sends the last
 answers, reads what has come, and the next call answers all of it."""
@@ -26,8 +30,12 @@ interpreter, which for a catalogue of some ten thousand items is more than the a
 """
 _NEWS = 0.2
 """Weight of the latest call in what one request is expected to take, where it was shorter than that."""
+_MANY = 100
+"""Items of an answer from which on they, and not the search, may be what takes long; ids in a request from which on it
+goes to the worker thread whatever others took."""
+_PLAIN = Request("", 1)[2:]
 
-_Outcome = list[Recommendation] | Exception
+_Outcome = list[Recommendation] | BaseException
 
 
 class Recommender(Protocol):
@@ -41,6 +49,24 @@ class QueueFullError(Exception):
     """Too many requests are waiting."""
 
 
+class EngineFailedError(Exception):
+    """The engine failed on a batch; the log says why, once for all of the batch."""
+
+
+class _Expected:
+    """What one request of a kind is expected to take: the longest of late.
+
+    Not the mean: one slow request among many fast ones is one that the event loop waits for.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = math.inf
+
+    def learn(self, seconds: float) -> None:
+        known = self.seconds
+        self.seconds = max(seconds, seconds if math.isinf(known) else known + _NEWS * (seconds - known))
+
+
 class Batcher:
     """One engine, one worker thread, one queue. Lives in one event loop, which no call keeps for long.
 
@@ -48,41 +74,84 @@ class Batcher:
     a batch has more than one request only where requests come together or the engine is the bottleneck, and nobody
     ever waits for company to come.
 
+    Plain requests take alike; those with filters, a history or many items take as long as these say. Both kinds are
+    learnt about separately, so that neither lends the other its name.
+
     Args:
         engine: Called one call at a time; in the worker thread, or, where calls have turned out to be short, in the
             event loop itself.
-        name: Names the thread.
+        name: Names the thread, and the model in the log.
         max_batch: Most requests of one call.
         max_queue: Most requests waiting.
+        metrics: Of the model; without them nobody sees what is measured.
     """
 
-    def __init__(self, engine: Recommender, *, name: str, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        engine: Recommender,
+        *,
+        name: str,
+        max_batch: int,
+        max_queue: int,
+        metrics: ModelMetrics | None = None,
+    ) -> None:
         self._engine = engine
+        self._name = name
         self._max_batch = max_batch
         self._max_queue = max_queue
-        self._waiting: deque[tuple[Request, asyncio.Future[Recommendation]]] = deque()
-        self._busy = False
-        self._seconds = math.inf
+        self._waiting: deque[tuple[Request, asyncio.Future[Recommendation], float]] = deque()
+        self._metrics = metrics or ModelMetrics(Cells(), name)
+        self._call_seconds = 0.0
+        # A call belongs to many requests: what it logs must not carry the id of the one that came first.
+        self._context = contextvars.Context()
+        self._busy = self._sweeping = False
+        self._plain = _Expected()
+        self._special = _Expected()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{name}")
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait to be taken into a batch."""
+        return len(self._waiting)
+
+    @property
+    def room(self) -> int:
+        """How many more may wait."""
+        return self._max_queue - len(self._waiting)
 
     async def recommend(self, request: Request) -> Recommendation:
         """Queue one request and wait for its answer.
 
-        A caller that is cancelled while it waits takes its own request out of the next batch and disturbs no other.
+        A caller that is cancelled while it waits takes its own request out of the queue and disturbs no other.
 
         Raises:
             QueueFullError: ``max_queue`` requests wait already, or the batcher is closed.
-            Exception: Whatever the engine raised for the batch; the next batch starts afresh.
+            EngineFailedError: The engine failed on the batch; the next batch starts afresh.
         """
         if len(self._waiting) >= self._max_queue:
             raise QueueFullError
+        try:
+            return await self.submit(request)
+        except asyncio.CancelledError:
+            self.sweep_soon()
+            raise
+
+    def submit(self, request: Request) -> asyncio.Future[Recommendation]:
+        """Queue one request whatever the room; the answer is the future's result. Cancelled, it takes no answer."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Recommendation] = loop.create_future()
-        self._waiting.append((request, future))
+        self._waiting.append((request, future, time.perf_counter()))
+        self._metrics.depth[0] = len(self._waiting)
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._start)
-        return await future
+            loop.call_soon(self._start, context=self._context)
+        return future
+
+    def sweep_soon(self) -> None:
+        """Give the places of cancelled futures to others: once, however many are cancelled together."""
+        if not self._sweeping:
+            self._sweeping = True
+            asyncio.get_running_loop().call_soon(self._sweep)
 
     def close(self) -> None:
         """Wait for the call in flight and end the worker thread.
@@ -92,7 +161,13 @@ class Batcher:
         self._max_queue = 0
         while self._waiting:
             self._waiting.popleft()[1].cancel()
+        self._metrics.depth[0] = 0
         self._pool.shutdown(wait=True)
+
+    def _sweep(self) -> None:
+        self._sweeping = False
+        self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
+        self._metrics.depth[0] = len(self._waiting)
 
     def _start_after(self, turns: int) -> None:
         if turns > 1:
@@ -101,42 +176,85 @@ class Batcher:
             self._start()
 
     def _start(self) -> None:
-        batch: list[tuple[Request, asyncio.Future[Recommendation]]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            request, future = self._waiting.popleft()
+        requests: list[Request] = []
+        futures: list[asyncio.Future[Recommendation]] = []
+        special, long = 0, False
+        now, waited = time.perf_counter(), self._metrics.queue.observe
+        while self._waiting and len(requests) < self._max_batch:
+            request, future, came = self._waiting.popleft()
             if not future.done():  # its caller was cancelled
-                batch.append((request, future))
-        self._busy = bool(batch)
-        if not batch:
+                requests.append(request)
+                futures.append(future)
+                waited(now - came)
+                if request.k > _MANY or request[2:] != _PLAIN:
+                    special += 1
+                    long = long or _ids_of(request) > _MANY
+        self._metrics.depth[0] = len(self._waiting)
+        self._busy = bool(requests)
+        if not requests:
             return
-        requests = [request for request, _ in batch]
-        futures = [future for _, future in batch]
-        if len(batch) * self._seconds <= _SHORT_S:
-            self._finish(self._answer(requests), futures)
+        self._metrics.batch.observe(len(requests))
+        expected = (len(requests) - special) * self._plain.seconds if special < len(requests) else 0.0
+        if special:
+            expected += special * self._special.seconds
+        if expected <= _SHORT_S and not long:
+            self._finish(self._answer(requests, special), futures)
             return
-        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, requests)
+        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, requests, special)
         call.add_done_callback(lambda done: self._finish(done.result(), futures))
 
-    def _answer(self, requests: Sequence[Request]) -> _Outcome:
+    def _answer(self, requests: Sequence[Request], special: int) -> _Outcome:
         """Call the engine, in whichever thread, and note how long it took."""
-        started = time.thread_time()
+        started, began = time.thread_time(), time.perf_counter()
         outcome: _Outcome
         try:
             outcome = self._engine.recommend_many(requests)
-        except Exception as error:  # noqa: BLE001 (each caller gets it)
+            if len(outcome) != len(requests):
+                raise RuntimeError(f"{len(outcome)} answers to {len(requests)} requests")
+        except BaseException as error:  # noqa: BLE001 (whatever it is, its callers must not wait for ever)
             outcome = error
-        each = (time.thread_time() - started) / len(requests)
-        # The longest of late, and not the mean: one slow request among many fast ones is one that the loop waits for.
-        faded = each if math.isinf(self._seconds) else self._seconds + _NEWS * (each - self._seconds)
-        self._seconds = max(each, faded)
+        seconds = time.thread_time() - started
+        self._call_seconds = time.perf_counter() - began
+        # A mixed batch tells nothing of its plain part; that the rest took it all errs on the side of the thread.
+        (self._special if special else self._plain).learn(seconds / (special or len(requests)))
         return outcome
 
     def _finish(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:
-        for position, future in enumerate(futures):
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome[position])
         asyncio.get_running_loop().call_soon(self._start_after, _TURNS if len(futures) > 1 else 1)
+        self._metrics.engine.observe(self._call_seconds)
+        if isinstance(outcome, BaseException):
+            _LOG.error("%s: the engine failed on %d requests", self._name, len(futures), exc_info=outcome)
+            for future in futures:
+                if not future.done():
+                    future.set_exception(EngineFailedError())
+            return
+        made = self._metrics.sources
+        for future, answer in zip(futures, outcome, strict=True):
+            if not future.done():
+                made[answer.source][0] += 1.0
+                future.set_result(answer)
+
+
+def _ids_of(request: Request) -> int:
+    return len(request.exclude) + len(request.allow or ()) + len(request.history)
+
+
+async def recommend_all(questions: Sequence[tuple[Batcher, Request]]) -> list[Recommendation]:
+    """Queue many requests with their batchers at once, all or none, and wait for all answers.
+
+    Returns:
+        One recommendation per request, in order.
+
+    Raises:
+        QueueFullError: Not all of them find room.
+        EngineFailedError: An engine failed on one of their batches.
+    """
+    batchers = Counter(batcher for batcher, _ in questions)
+    if any(count > batcher.room for batcher, count in batchers.items()):
+        raise QueueFullError
+    try:
+        return await asyncio.gather(*[batcher.submit(request) for batcher, request in questions])
+    except asyncio.CancelledError:
+        for batcher in batchers:
+            batcher.sweep_soon()
+        raise

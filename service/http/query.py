@@ -1,87 +1,98 @@
-"""The query parameters of a request for recommendations: read once, refused as FastAPI's own validation would."""
+"""Query strings: each parameter of its own type, once, or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
-from urllib.parse import parse_qsl
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from fastapi import Response
-from fastapi.routing import APIRoute
-from pydantic import Field, TypeAdapter, ValidationError
-
+from service.http.asked import LISTS, PARAMETERS, Asked, Limits
+from service.http.errors import Refusal
 from service.http.schemas import ErrorCode
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from collections.abc import Set as AbstractSet
 
     from service.settings import Settings
 
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_FLAGS = {"true": True, "false": False}
+_TOO_LARGE = 10
+"""Digits of a number that no limit allows."""
+_NAMES = frozenset(PARAMETERS)
 
-class Asked(NamedTuple):
-    """What a request asks for; ``model`` is None where it names none."""
 
-    user_id: str
-    k: int
-    model: str | None
+def parameters(query: bytes, names: AbstractSet[str] = _NAMES) -> dict[str, Any] | Refusal:
+    """Return what a query string says.
+
+    Args:
+        query: As it came, still percent-encoded.
+        names: The parameters that count; others are passed over.
+
+    Returns:
+        Name to value: a number, a flag, a list of ids or text. Bytes that are no UTF-8 are lone surrogates in it.
+    """
+    text = query.decode("utf-8", "surrogateescape")
+    encoded = "%" in text or "+" in text
+    given: dict[str, Any] = {}
+    for part in text.split("&"):
+        name, _, value = part.partition("=")
+        if encoded:
+            name, value = _decode(name), _decode(value)
+        if name not in names:
+            continue
+        if name in LISTS:
+            given.setdefault(name, []).append(value)
+        elif name in given:
+            return Refusal(ErrorCode.REPEATED_PARAMETER, name)
+        elif name in _TYPED:
+            typed = _TYPED[name](value)
+            if isinstance(typed, Refusal):
+                return typed
+            given[name] = typed
+        else:
+            given[name] = value
+    return given
+
+
+def _decode(text: str) -> str:
+    return unquote(text.replace("+", " "), errors="surrogateescape")
+
+
+def _whole(text: str, code: ErrorCode) -> int | Refusal:
+    if not (text.isascii() and text.isdigit()):
+        return Refusal(code)
+    return int(text) if len(text) < _TOO_LARGE else Refusal(code)
+
+
+def _flag(text: str) -> bool | Refusal:
+    flag = _FLAGS.get(text.lower())
+    return Refusal(ErrorCode.INVALID_FLAG, "exclude_seen") if flag is None else flag
+
+
+def _score(text: str) -> float | Refusal:
+    return float(text) if _NUMBER.fullmatch(text) else Refusal(ErrorCode.INVALID_SCORE)
+
+
+_TYPED = {
+    "k": lambda text: _whole(text, ErrorCode.INVALID_K),
+    "limit": lambda text: _whole(text, ErrorCode.INVALID_LIMIT),
+    "exclude_seen": _flag,
+    "min_score": _score,
+}
 
 
 class QueryReader:
-    """Reads query strings.
+    """Reads the query strings of requests for recommendations.
 
     Args:
         settings: Limits of a request.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._default_k = settings.default_k
-        self._max_id_bytes = settings.max_id_bytes
-        self._k = TypeAdapter[int](Annotated[int, Field(ge=1, le=settings.max_k)])
+        self._limits = Limits(settings)
 
-    def __call__(self, query: bytes) -> Asked | ErrorCode:
-        """Return what is asked for, or why it is refused. Of a parameter given twice, the last counts."""
-        # Bytes that are no UTF-8 become lone surrogates, which no encoding of text gives.
-        values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"))
-        user_id = values.get("user_id")
-        if user_id is None:
-            return ErrorCode.MISSING_USER_ID
-        k = values.get("k", self._default_k)
-        try:
-            k = self._k.validate_python(k)
-        except ValidationError:
-            return ErrorCode.INVALID_K
-        refusal = self._refuse_id(user_id)
-        return Asked(user_id, k, values.get("model")) if refusal is None else refusal
-
-    def _refuse_id(self, user_id: str) -> ErrorCode | None:
-        if not user_id or "\0" in user_id:
-            return ErrorCode.INVALID_ID
-        try:
-            length = len(user_id.encode())
-        except UnicodeEncodeError:
-            return ErrorCode.INVALID_ID
-        return ErrorCode.ID_TOO_LONG if length > self._max_id_bytes else None
-
-
-def reading(read: QueryReader, refuse: Callable[[ErrorCode], Response]) -> type[APIRoute]:
-    """Return a class of routes whose parameters FastAPI documents and a reader reads.
-
-    FastAPI's general way from a request to three values, and to a reply, takes as long as finding the answer.
-
-    Args:
-        read: Query string → what is asked for, or why it is refused.
-        refuse: The reply to a refusal.
-    """
-
-    class ReadingRoute(APIRoute):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self.app = self._respond
-
-        async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-            answer = cast("Callable[[str, int, str | None], Awaitable[Response]]", self.endpoint)
-            asked = read(scope["query_string"])
-            response = refuse(asked) if isinstance(asked, ErrorCode) else await answer(*asked)
-            await response(scope, receive, send)
-
-    return ReadingRoute
+    def __call__(self, query: bytes) -> Asked | Refusal:
+        """Return what is asked for, or why it is refused."""
+        given = parameters(query)
+        return given if isinstance(given, Refusal) else self._limits.asked(given)

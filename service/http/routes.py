@@ -1,138 +1,121 @@
-"""The HTTP routes."""
+"""The HTTP routes: what each replies. How they are shown is in `service.http.documentation`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-import orjson
-from fastapi import Query, Response
-
+from service.http.asked import Limits
 from service.http.batching import QueueFullError
-from service.http.errors import JSON
-from service.http.query import QueryReader, reading
-from service.http.schemas import ErrorCode, ModelsReply, RecommendReply, Status
-from service.values import Request
+from service.http.body import BodyReader, is_json
+from service.http.errors import Refusal
+from service.http.query import parameters
+from service.http.reading import read_body
+from service.http.reply import Reply, json_reply
+from service.http.schemas import ErrorCode
+from service.observe.page import page
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
+    from typing import TypeVar
 
-    from fastapi import APIRouter
+    from starlette.types import Receive, Scope
 
-    from export.manifest import Manifest
-    from service.http.batching import Batcher
+    from service.http.desk import Desk
     from service.http.errors import Errors
     from service.settings import Settings
-    from service.values import Recommendation
+
+    T = TypeVar("T")
+
+_LARGE = 2**15
+"""Bytes of a body from which on it is read in a thread, so that others do not wait for it."""
+_PAGE = frozenset({"k", "limit", "model"})
 
 
-def describe(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
-    """Return the ``/models`` document; the first manifest is the default model's."""
-    default = next(iter(manifests), None)
-    return {
-        "models": [
-            {
-                "name": name,
-                "default": name == default,
-                **manifest.model_dump(include={"model", "variant", "preset", "dimension", "version", "metrics"}),
-                "n_items": manifest.n_items,
-                "dataset": manifest.dataset.model_dump(include={"name", "n_users", "n_items", "n_train"}),
-            }
-            for name, manifest in manifests.items()
-        ]
-    }
-
-
-def recommend_document(user_id: str, model: str, version: str, answer: Recommendation) -> dict[str, Any]:
-    """Return the ``/recommend`` document, of the shape of `service.http.schemas.RecommendReply`."""
-    return {
-        "user_id": user_id,
-        "model": model,
-        "version": version,
-        "source": answer.source,
-        "items": [{"item_id": item.item_id, "title": item.title, "score": item.score} for item in answer.items],
-    }
-
-
-def json_reply(document: object) -> Response:
-    """Return a reply of plain values, which no schema is asked about again."""
-    return Response(orjson.dumps(document), media_type=JSON)
-
-
-def add_routes(
-    router: APIRouter,
-    manifests: Mapping[str, Manifest],
-    batchers: Mapping[str, Batcher],
-    errors: Errors,
-    settings: Settings,
-) -> None:
-    """Add the routes over a set of models.
+class Routes:
+    """What the routes reply. Each takes an ASGI scope and ``receive``.
 
     Args:
-        router: The application's own: each router within a router is one more way for every request to go.
-        manifests: Model name to manifest; the first is the default model.
-        batchers: Model name to running batcher; empty as long as the service is not ready.
+        desk: Answers.
         errors: Error replies.
         settings: Limits of a request.
     """
-    default = next(iter(manifests), None)
-    models = describe(manifests)
 
-    async def recommend(
-        user_id: str = Query(
-            description=f"the data set's own id, at most {settings.max_id_bytes} UTF-8 bytes; "
-            "an unknown user gets popular items",
-            openapi_examples={"a user of ml-100k": {"value": "196"}},
-        ),
-        k: int = Query(settings.default_k, ge=1, le=settings.max_k, description="number of items"),
-        model: str | None = Query(None, description="a name from /models; the default model where left out"),
-    ) -> Response:
-        """The best `k` items that the user has not interacted with in training."""
-        name = default if model is None else model
-        if name is not None and name not in manifests:
-            return errors.reply(ErrorCode.UNKNOWN_MODEL)
-        if name is None or name not in batchers:
-            return errors.reply(ErrorCode.NOT_READY)
-        try:
-            answer = await batchers[name].recommend(Request(user_id, k))
-        except QueueFullError:
-            return errors.reply(ErrorCode.OVERLOADED, {"Retry-After": "1"})
-        return json_reply(recommend_document(user_id, name, manifests[name].version, answer))
+    def __init__(self, desk: Desk, errors: Errors, settings: Settings) -> None:
+        self._desk = desk
+        self._errors = errors
+        self._settings = settings
+        self._limits = Limits(settings)
+        self._bodies = BodyReader(settings)
 
-    router.add_api_route(
-        "/recommend",
-        recommend,
-        methods=["POST"],
-        route_class_override=reading(QueryReader(settings), errors.reply),
-        summary="Recommend items to a user",
-        response_model=RecommendReply,
-        responses=errors.documented(
-            ErrorCode.MISSING_USER_ID,
-            ErrorCode.INVALID_ID,
-            ErrorCode.ID_TOO_LONG,
-            ErrorCode.INVALID_K,
-            ErrorCode.UNKNOWN_MODEL,
-            ErrorCode.NOT_READY,
-            ErrorCode.OVERLOADED,
-            ErrorCode.INTERNAL,
-        ),
-    )
+    async def recommend(self, scope: Scope, receive: Receive) -> Reply:
+        """Reply to one request, in the query string, in the body or in both."""
+        query = scope["query_string"]
+        body = await read_body(receive, self._settings.max_body_bytes)
+        if not body:
+            return await self._desk.recommend_plainly(query)
+        asked = await self._read(scope, body, lambda: self._bodies.one(body, query))
+        return self._errors.reply(asked) if isinstance(asked, Refusal) else await self._desk.recommend(asked)
 
-    @router.get("/models", summary="List the served models", response_model=ModelsReply)
-    async def list_models() -> Response:
-        """Every served bundle: what it is, what it was trained on and how well it did."""
-        return json_reply(models)
+    async def batch(self, scope: Scope, receive: Receive) -> Reply:
+        """Reply to a batch, which is all in the body."""
+        body = await read_body(receive, self._settings.max_body_bytes)
+        batch = await self._read(scope, body, lambda: self._bodies.many(body))
+        return self._errors.reply(batch) if isinstance(batch, Refusal) else await self._desk.recommend_batch(batch)
 
-    @router.get("/healthz", summary="Is the process alive?", response_model=Status)
-    async def healthz() -> Response:
-        """Always 200 while the process can answer at all."""
+    async def similar(self, scope: Scope, _receive: Receive) -> Reply:
+        """Reply with the items similar to one."""
+        given = self._page(scope, b"/items/", b"/similar", "item_id", "k")
+        return self._errors.reply(given) if isinstance(given, Refusal) else await self._desk.similar(*given)
+
+    async def history(self, scope: Scope, _receive: Receive) -> Reply:
+        """Reply with a user's training items."""
+        given = self._page(scope, b"/users/", b"/history", "user_id", "limit")
+        return self._errors.reply(given) if isinstance(given, Refusal) else await self._desk.history(*given)
+
+    async def models(self, _scope: Scope, _receive: Receive) -> Reply:
+        """Reply with what is served."""
+        return self._desk.models
+
+    async def certificate(self, scope: Scope, _receive: Receive) -> Reply:
+        """Reply with a model's certificate."""
+        return self._desk.certificate(scope["path_params"]["name"])
+
+    async def healthz(self, _scope: Scope, _receive: Receive) -> Reply:
+        """Reply that the process can reply."""
         return json_reply({"status": "alive"})
 
-    @router.get(
-        "/readyz",
-        summary="Can it recommend?",
-        response_model=Status,
-        responses=errors.documented(ErrorCode.NOT_READY),
-    )
-    async def readyz() -> Response:
-        """200 when every model is loaded and its worker runs, else 503."""
-        return json_reply({"status": "ready"}) if batchers else errors.reply(ErrorCode.NOT_READY)
+    async def readyz(self, _scope: Scope, _receive: Receive) -> Reply:
+        """Reply whether recommendations can be asked for."""
+        return json_reply({"status": "ready"}) if self._desk.ready else self._errors.reply(ErrorCode.NOT_READY)
+
+    def metrics(self) -> tuple[bytes, str]:
+        """Return what is measured, and its content type."""
+        return page(self._desk.metrics.cells)
+
+    async def _read(self, scope: Scope, body: bytes, read: Callable[[], T | Refusal]) -> T | Refusal:
+        types = [value for name, value in scope["headers"] if name == b"content-type"]
+        if len(types) != 1 or not is_json(types[0]):
+            return Refusal(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
+        if len(body) < _LARGE:
+            return read()
+        try:
+            return await self._desk.aside(read)
+        except QueueFullError:
+            return Refusal(ErrorCode.OVERLOADED)
+
+    def _page(
+        self, scope: Scope, before: bytes, after: bytes, what: str, number: str
+    ) -> tuple[str, int, str | None] | Refusal:
+        """Return the id in the path, the number of items and the model that a request names."""
+        raw: bytes = scope["raw_path"]
+        if not (raw.startswith(before) and raw.endswith(after)):
+            return Refusal(ErrorCode.NOT_FOUND)  # the framework takes %73imilar for similar
+        name = unquote(raw[len(before) : len(raw) - len(after)].decode("latin-1"), errors="surrogateescape")
+        given = parameters(scope["query_string"], _PAGE)
+        if isinstance(given, Refusal):
+            return given
+        code = ErrorCode.INVALID_K if number == "k" else ErrorCode.INVALID_LIMIT
+        count = given.get(number, self._settings.default_k if number == "k" else self._settings.max_k)
+        wrong = self._limits.number(count, code) or self._limits.one_id(name, what)
+        return wrong or (name, count, given.get("model"))

@@ -19,8 +19,8 @@ from benchmarks.http_client import running, serve_arguments
 from benchmarks.load import lines as load_report
 from benchmarks.load import measure as load
 from benchmarks.load.engine import engine_process
-from benchmarks.load.loops import Slice
-from benchmarks.load.process import Meter, Others
+from benchmarks.load.loops import Slice, arrivals
+from benchmarks.load.process import Meter, Others, TreeMeter
 from benchmarks.load.questions import Asked
 from service.engine import Engine
 from tests.benchmarks.helpers import Bench, make_bundle, read_json
@@ -175,20 +175,20 @@ def test_the_constant_reply_looks_like_a_recommendation(bundles: tuple[Path, Pat
     with running("benchmarks.load.arm_server", f'{{"constant": {length}}}') as constant:
         mine = httpx.post(f"http://{constant.host}:{constant.port}/constant")
     assert mine.status_code == theirs.status_code == 200
-    assert list(mine.headers) == list(theirs.headers)
+    assert sorted(mine.headers) == sorted(theirs.headers)
     assert mine.headers["content-type"] == theirs.headers["content-type"]
     assert abs(len(mine.content) - len(theirs.content)) < 50
 
 
 def test_arrivals_come_at_their_rate() -> None:
-    due = load.arrivals(500.0, 20.0, np.random.default_rng(3))
+    due = arrivals(500.0, 20.0, np.random.default_rng(3))
     assert len(due) == 10_000
     gaps = np.diff(due)
     assert bool((gaps >= 0).all())
     # Of a Poisson process: mean gap and its standard deviation are both 1/rate; 5 standard errors.
     assert gaps.mean() == pytest.approx(1 / 500, rel=0.05)
     assert gaps.std() == pytest.approx(1 / 500, rel=0.1)
-    assert len(load.arrivals(1.0, 0.01, np.random.default_rng(0))) == 1
+    assert len(arrivals(1.0, 0.01, np.random.default_rng(0))) == 1
 
 
 def test_only_users_with_items_left_are_asked_for(bundles: tuple[Path, Path]) -> None:
@@ -242,6 +242,21 @@ def test_what_a_request_costs_the_server_is_counted(bundles: tuple[Path, Path]) 
             cpu[name] = used / seen.requests
     # The delay is busy waiting; the scheduler may take the processor away from it now and then.
     assert cpu["b"] > cpu["a"] + 0.002
+
+
+CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], *sys.argv[2:]])"
+
+
+def test_the_meter_of_a_tree_sees_what_a_child_has_burnt_and_holds() -> None:
+    command = [sys.executable, "-c", CHILD, BURN, "0.3"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        told = float(process.stdout.readline())
+        meter = TreeMeter(process.pid)
+        assert Meter(process.pid).cpu_seconds() < told <= meter.cpu_seconds() < told + 0.5
+        assert 60e6 < meter.resident_bytes() < 200e6
+        process.stdin.close()
 
 
 def test_others_are_all_but_the_processes_that_are_ours() -> None:

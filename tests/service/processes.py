@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -26,6 +28,34 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     announcement: str
+
+
+def tree(server: Server) -> list[psutil.Process]:
+    """Return the supervisor and everything that it has started."""
+    process = psutil.Process(server.process.pid)
+    return [process, *process.children(recursive=True)]
+
+
+def generations(server: Server) -> list[psutil.Process]:
+    """Return the processes that load models, the oldest first."""
+    return sorted(psutil.Process(server.process.pid).children(), key=lambda process: process.create_time())
+
+
+def until(condition: Callable[[], object], seconds: float = 20, what: str = "it") -> None:
+    """Wait for something to become true.
+
+    Raises:
+        AssertionError: It has not, in so many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds} s"
+        time.sleep(0.02)
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    """Tell whether none of some processes runs any more; one that nobody has waited for does not run."""
+    return not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 StartServer = Callable[..., AbstractContextManager[Server]]

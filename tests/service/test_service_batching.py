@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.http import batching
-from service.http.batching import Batcher, QueueFullError
+from service.http.batching import Batcher, EngineFailedError, QueueFullError, recommend_all
 from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def test_an_error_reaches_every_waiter_of_its_batch_and_only_them() -> None:
         gate.open.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(results[0], Recommendation)
-        assert [type(result) for result in results[1:]] == [ValueError] * 3
+        assert [type(result) for result in results[1:]] == [EngineFailedError] * 3
         (after,) = await asyncio.gather(*await ask(batcher, "after"))
         assert after.source == "popular"
         batcher.close()
@@ -257,7 +257,7 @@ def test_an_error_of_a_short_call_reaches_its_callers_only() -> None:
         engine = Worker()
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
         await batcher.recommend(Request("a", 1))
-        with pytest.raises(ValueError, match="planted"):
+        with pytest.raises(EngineFailedError):
             await batcher.recommend(Request("boom", 1))
         assert (await batcher.recommend(Request("a", 1))).source == "popular"
         assert engine.threads[1:] == [threading.get_ident()] * 2
@@ -278,5 +278,128 @@ def test_a_slow_request_now_and_then_makes_no_short_calls_of_the_others() -> Non
                 slow.append(engine.threads[-1] == here)
         assert slow == [True, False, False, False, False]  # only the first is a surprise
         batcher.close()
+
+    run(test())
+
+
+class Faulty:
+    """An engine that fails as it is told, and answers nothing else than it is told."""
+
+    def __init__(self, outcome: BaseException | list[Recommendation]) -> None:
+        self.outcome = outcome
+
+    def recommend_many(self, _requests: Sequence[Request]) -> list[Recommendation]:
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize("name", ["in the thread", "short"])
+@pytest.mark.parametrize(
+    "outcome",
+    [ValueError("x"), MemoryError(), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), StopIteration(), [],
+     asyncio.CancelledError(), [Recommendation("model", [])] * 3],
+)  # fmt: skip
+def test_whatever_an_engine_does_nobody_waits_for_ever(
+    name: str, outcome: BaseException | list[Recommendation], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        right = [Recommendation("model", [])]
+        engine = Faulty(right)
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        await batcher.recommend(Request("a", 1))
+        engine.outcome = outcome
+        found = await asyncio.gather(*[batcher.recommend(Request("b", 1)) for _ in range(2)], return_exceptions=True)
+        assert [type(one) for one in found] == [EngineFailedError] * 2
+        engine.outcome = right
+        assert (await batcher.recommend(Request("a", 1))).source == "model"
+        batcher.close()
+
+    run(test())
+    assert len([record for record in caplog.records if record.exc_info]) == 1  # once for both
+
+
+def test_special_requests_say_nothing_of_plain_short_ones() -> None:
+    async def test() -> None:
+        here, engine = threading.get_ident(), Worker()
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        plain, special = Request("a", 1), Request("a", 1, category="c")
+        where: list[list[bool]] = []
+        for request, seconds in ((plain, 0.0), (special, 0.01), (plain, 0.0), (special, 0.01)):
+            engine.seconds = seconds
+            engine.threads.clear()
+            for _ in range(3):
+                await batcher.recommend(request)
+            where.append([thread == here for thread in engine.threads])
+        assert where == [[False, True, True], [False] * 3, [True] * 3, [False] * 3]
+        engine.threads.clear()
+        await asyncio.gather(*[batcher.recommend(request) for request in (plain, plain, special)])
+        assert engine.threads != [here]  # one of them makes it long
+        batcher.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("name", ["exclude", "allow", "history"])
+def test_long_lists_are_never_taken_for_short_calls(name: str) -> None:
+    async def test() -> None:
+        here, engine = threading.get_ident(), Worker()
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        few, many = (Request("a", 1)._replace(**{name: ("i",) * count}) for count in (1, 101))  # type: ignore[arg-type]
+        for request in (few, few, many, few, many):
+            await batcher.recommend(request)
+        assert [thread == here for thread in engine.threads] == [False, True, False, True, False]
+        batcher.close()
+
+    run(test())
+
+
+def test_who_is_cancelled_makes_room_at_once() -> None:
+    async def test() -> None:
+        gate = Gate()
+        batcher = make(gate, max_queue=3)
+        first = await ask(batcher, "in flight")
+        waiting = await ask(batcher, "1", "2", "3")
+        with pytest.raises(QueueFullError):
+            await batcher.recommend(Request("4", 1))
+        for task in waiting[:2]:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (batcher.waiting, batcher.room) == (1, 2)
+        waiting += await ask(batcher, "5", "6")
+        gate.open.set()
+        await asyncio.gather(*first, *waiting[2:])
+        assert gate.batches == [["in flight"], ["3", "5", "6"]]
+        batcher.close()
+
+    run(test())
+
+
+def test_many_are_queued_all_or_none_and_leave_together() -> None:
+    async def test() -> None:
+        gates = Gate(), Gate()
+        one, other = (make(gate, max_queue=3) for gate in gates)
+        busy = [*await ask(one, "busy"), *await ask(other, "busy")]
+        questions = [(one, Request("a", 1)), (other, Request("b", 1)), (one, Request("c", 1))]
+        with pytest.raises(QueueFullError):
+            await recommend_all([*questions, (one, Request("d", 1)), (one, Request("e", 1))])
+        assert one.waiting == other.waiting == 0
+        task = asyncio.create_task(recommend_all(questions))
+        await asyncio.sleep(0)
+        assert (one.waiting, other.waiting) == (2, 1)
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert one.waiting == other.waiting == 0
+        task = asyncio.create_task(recommend_all(questions))
+        for gate in gates:
+            gate.open.set()
+        assert len(await task) == 3
+        await asyncio.gather(*busy)
+        assert [gate.batches for gate in gates] == [[["busy"], ["a", "c"]], [["busy"], ["b"]]]
+        one.close()
+        other.close()
 
     run(test())

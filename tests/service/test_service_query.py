@@ -1,113 +1,165 @@
-"""Query strings are read and refused as FastAPI's own validation would, which is the reference here."""
+"""Query strings are read as the standard library splits them, and each value as its parameter's type says."""
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import math
+import re
+from typing import Any
+from urllib.parse import parse_qsl, quote
 
-import httpx
 import pytest
-from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.http.query import Asked, QueryReader
+from service.http.asked import LISTS, PARAMETERS, Asked
+from service.http.errors import Refusal
+from service.http.query import QueryReader, parameters
 from service.http.schemas import ErrorCode
 from service.settings import Settings
-from tests.service.in_process import in_process
+from service.values import Request
 
-LIMITS = Settings(default_k=7, max_k=50, max_id_bytes=20)
+LIMITS = Settings(default_k=7, max_k=50, max_id_bytes=20, max_filter_ids=3, max_history=2)
 READ = QueryReader(LIMITS)
 
 
-def reference() -> FastAPI:
-    """An application that lets FastAPI read the parameters, and replies what it has read."""
-    app = FastAPI()
-
-    @app.post("/recommend")
-    async def recommend(
-        user_id: str = Query(), k: int = Query(LIMITS.default_k, ge=1, le=LIMITS.max_k), model: str | None = Query(None)
-    ) -> list[object]:
-        return [user_id, k, model]
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return Response(str(error.errors()[0]["loc"][-1]), status_code=422)
-
-    return app
+def code_of(query: bytes) -> ErrorCode | None:
+    found = READ(query)
+    return found.code if isinstance(found, Refusal) else None
 
 
-def read_by_fastapi(queries: list[str]) -> list[object]:
-    found: list[object] = []
-
-    async def ask(client: httpx.AsyncClient) -> None:
-        for query in queries:
-            reply = await client.post(f"/recommend?{query}")
-            found.append(reply.json() if reply.status_code == 200 else reply.text)
-
-    in_process(reference(), ask, started=False)
+def reference(query: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape"):
+        if name in PARAMETERS:
+            found.setdefault(name, []).append(value)
     return found
 
 
-def check(queries: list[str]) -> None:
-    for query, wanted in zip(queries, read_by_fastapi(queries), strict=True):
-        found = READ(query.encode())
-        match found:
-            case ErrorCode.MISSING_USER_ID:
-                assert wanted == "user_id", query
-            case ErrorCode.INVALID_K:
-                assert wanted == "k", query
-            case ErrorCode.INVALID_ID | ErrorCode.ID_TOO_LONG:  # what FastAPI takes, and the service refuses
-                assert isinstance(wanted, list), query
-            case Asked():
-                assert list(found) == wanted, query
+def check(query: str) -> None:
+    """Compare with the standard library, and refusals with what the types say."""
+    found, wanted = parameters(query.encode()), reference(query)
+    repeated = {name for name, values in wanted.items() if name not in LISTS and len(values) > 1}
+    if isinstance(found, Refusal):
+        bad = {
+            ErrorCode.REPEATED_PARAMETER: bool(repeated),
+            ErrorCode.INVALID_K: any(not re.fullmatch("[0-9]{1,9}", text) for text in wanted.get("k", [])),
+            ErrorCode.INVALID_FLAG: any(
+                text.lower() not in {"true", "false"} for text in wanted.get("exclude_seen", [])
+            ),
+            ErrorCode.INVALID_SCORE: any(not _is_number(text) for text in wanted.get("min_score", [])),
+        }
+        assert bad[found.code], query
+        return
+    assert not repeated, query
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        texts = wanted[name]
+        expected: Any = texts if name in LISTS else texts[0]
+        if name == "k":
+            expected = int(expected)
+        elif name == "exclude_seen":
+            expected = expected.lower() == "true"
+        elif name == "min_score":
+            expected = float(expected)
+        assert value == expected, query
 
 
-NUMBERS = ("1", "50", "0", "51", "-1", "+5", " 5", "5 ", "5.0", "5.5", "1e1", "0x5", "1_0", "", "007", "٥", "9" * 5000)
+def _is_number(text: str) -> bool:
+    """JSON's grammar, but for leading zeros."""
+    return re.fullmatch(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", text, re.ASCII) is not None
+
+
+NUMBERS = ("1", "50", "0", "51", "-1", "+5", " 5", "5 ", "5.0", "1e1", "0x5", "1_0", "", "007", "٥", "²", "9" * 5000)
 NAMES = ("u", "user_id", "é", "a b", "a+b", "a&b=c", "\0", "x" * 21, "", "日本", "\ufffd", "%zz")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_numbers(number: str) -> None:
-    check(
-        [
-            f"user_id=u&k={quote(number)}",
-            f"k={quote(number)}",
-            f"user_id=u&k={quote(number)}&k=3",
-            f"user_id=u&K={number}",
-        ]
-    )
+    right = number in {"1", "50", "007"}
+    text = quote(number)
+    assert code_of(f"user_id=u&k={text}".encode()) is (None if right else ErrorCode.INVALID_K)
+    check(f"user_id=u&k={text}")
+    check(f"user_id=u&min_score={text}")
+    check(f"user_id=u&K={text}")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(name: str) -> None:
     text = quote(name)
-    check([f"user_id={text}", f"user_id={text}&model={text}", f"user_id=a&user_id={text}", f"user%5Fid={text}&k=2"])
+    for query in (
+        f"user_id={text}",
+        f"user_id={text}&model={text}",
+        f"user%5Fid={text}&k=2",
+        f"exclude={text}&exclude=a",
+    ):
+        check(query)
+    found = READ(f"user_id={text}".encode())
+    fits = bool(name) and "\0" not in name and len(name.encode()) <= 20
+    assert (found == Asked(Request(name, 7), None)) == fits
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from("&=+;%?# au1k")
+        | st.sampled_from(
+            [*(f"{name}=" for name in PARAMETERS), "%20", "%C3%A9", "%ff", "&k=5", "&exclude=", "true", "-1.5e3"]
+        )
+    )
+)
+def test_any_query(parts: list[str]) -> None:
+    check("".join(parts).replace("#", "%23").replace(" ", "%20"))
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.sampled_from("&=+;%?# au1k") | st.sampled_from(["user_id=", "k=", "model=", "%20", "%C3%A9", "&k=5"]))
+@given(st.binary())
+def test_any_bytes_are_read_or_refused(query: bytes) -> None:
+    found = READ(query)
+    assert isinstance(found, Asked | Refusal)
+
+
+def test_raw_utf8_is_text() -> None:
+    assert READ("user_id=Zoë".encode()) == Asked(Request("Zoë", 7), None)
+    assert code_of(b"user_id=Zo\xeb") is ErrorCode.INVALID_ID
+
+
+def test_every_parameter() -> None:
+    query = b"user_id=u&k=3&model=m&exclude_seen=False&exclude=a&exclude=b%2Cc&allow=d&category=x+y&min_score=-1.5"
+    wanted = Request("u", 3, False, ("a", "b,c"), ("d",), "x y", -1.5, ("e",))
+    assert READ(query + b"&history=e") == Asked(wanted, "m")
+    assert READ(b"user_id=u") == Asked(Request("u", 7), None)
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        (b"", ErrorCode.MISSING_USER_ID),
+        (b"k=3", ErrorCode.MISSING_USER_ID),
+        (b"USER_ID=u", ErrorCode.MISSING_USER_ID),
+        (b"&&", ErrorCode.MISSING_USER_ID),
+        (b"user_id", ErrorCode.INVALID_ID),
+        (b"user_id=%ff", ErrorCode.INVALID_ID),
+        (b"user_id=%ED%A0%80", ErrorCode.INVALID_ID),
+        (b"user_id=a%C3&k=2", ErrorCode.INVALID_ID),
+        (b"user_id=u&history=%00", ErrorCode.INVALID_ID),
+        (b"user_id=" + b"x" * 21, ErrorCode.ID_TOO_LONG),
+        (b"user_id=u&allow=" + b"%C3%A9" * 11, ErrorCode.ID_TOO_LONG),
+        (b"user_id=u&exclude=a&exclude=b&exclude=c&exclude=d", ErrorCode.TOO_MANY_IDS),
+        (b"user_id=u&history=a&history=b&history=c", ErrorCode.TOO_MANY_IDS),
+        (b"user_id=u&min_score=1e999", ErrorCode.INVALID_SCORE),
+        (b"user_id=u&min_score=NaN", ErrorCode.INVALID_SCORE),
+        (b"user_id=u&min_score=", ErrorCode.INVALID_SCORE),
+        (b"user_id=u&exclude_seen=1", ErrorCode.INVALID_FLAG),
+        (b"user_id=a&user_id=a", ErrorCode.REPEATED_PARAMETER),
+        (b"user_id=a&category=a&category=b", ErrorCode.REPEATED_PARAMETER),
+    ],
 )
-def test_any_query(parts: list[str]) -> None:
-    query = "".join(parts).replace("#", "%23").replace(" ", "%20")
-    check([str(httpx.URL(f"http://test/recommend?{query}").query, "ascii")])
+def test_refusals(query: bytes, code: ErrorCode) -> None:
+    assert code_of(query) is code
 
 
-@pytest.mark.parametrize("query", [b"", b"k=3", b"USER_ID=u", b"user_id", b"&&", b"model=m"])
-def test_a_missing_id(query: bytes) -> None:
-    wanted = ErrorCode.INVALID_ID if query == b"user_id" else ErrorCode.MISSING_USER_ID
-    assert READ(query) is wanted
-
-
-@pytest.mark.parametrize("query", [b"user_id=%ff", b"user_id=%ED%A0%80", b"user_id=a%C3&k=2", b"user_id=a&user_id=%fe"])
-def test_an_id_that_is_no_utf8(query: bytes) -> None:
-    assert READ(query) is ErrorCode.INVALID_ID
-
-
-def test_what_is_refused_first() -> None:
-    """A missing id before a wrong number, and that before an id that cannot be."""
-    assert READ(b"k=x") is ErrorCode.MISSING_USER_ID
-    assert READ(b"k=x&user_id=%ff") is ErrorCode.INVALID_K
-    assert READ(b"user_id=" + b"x" * 20) == Asked("x" * 20, 7, None)
-    assert READ(b"user_id=" + b"x" * 21) is ErrorCode.ID_TOO_LONG
+def test_limits_are_inclusive() -> None:
+    assert code_of(b"user_id=" + b"x" * 20 + b"&k=50&history=a&history=b&exclude=a&exclude=b&exclude=c") is None
+    found = READ(b"user_id=u&min_score=1e308")
+    assert isinstance(found, Asked)
+    assert math.isfinite(found.request.min_score or math.nan)

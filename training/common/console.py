@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 _GROUP_MODULES: dict[str, tuple[str, ...]] = {
     "training": ("torch", "torch_geometric", "polars", "sklearn", "safetensors", "yaml", "rich"),
     "export": ("torch", "onnx", "onnxscript", "safetensors"),
-    "service": ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "safetensors", "onnx"),
+    "service": ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "prometheus_client", "safetensors", "onnx"),
     "cpu": ("faiss", "onnxruntime"),
 }
 _EXCLUSIVE = (("faiss-cpu", "faiss-gpu"), ("onnxruntime", "onnxruntime-gpu"))

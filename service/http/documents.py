@@ -1,0 +1,70 @@
+"""The JSON documents of replies, of the shapes that `service.http.schemas` names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from export.manifest import Manifest
+    from service.values import KnownItem, Recommendation, ScoredItem
+
+
+def describe(
+    manifests: Mapping[str, Manifest], shares: Mapping[str, float], categories: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Return the ``/models`` document.
+
+    Args:
+        manifests: Model name to manifest; the first is the default model's.
+        shares: Model name to the share of the users that it answers; 0 where left out.
+        categories: Model name to its categories.
+    """
+    default = next(iter(manifests), None)
+    return {
+        "models": [
+            {
+                "name": name,
+                "default": name == default,
+                "share": shares.get(name, 0.0),
+                **manifest.model_dump(include={"model", "variant", "preset", "dimension", "version", "metrics"}),
+                "n_items": manifest.n_items,
+                "dataset": manifest.dataset.model_dump(include={"name", "n_users", "n_items", "n_train"}),
+                "categories": list(categories[name]),
+            }
+            for name, manifest in manifests.items()
+        ]
+    }
+
+
+def recommend_document(user_id: str, model: str, version: str, answer: Recommendation) -> dict[str, Any]:
+    """Return the document of one answer."""
+    return {
+        "user_id": user_id,
+        "model": model,
+        "version": version,
+        "source": answer.source,
+        "items": [{"item_id": item.item_id, "title": item.title, "score": item.score} for item in answer.items],
+    }
+
+
+def similar_document(item_id: str, model: str, version: str, items: Sequence[ScoredItem]) -> dict[str, Any]:
+    """Return the document of similar items."""
+    return {
+        "item_id": item_id,
+        "model": model,
+        "version": version,
+        "items": [{"item_id": item.item_id, "title": item.title, "score": item.score} for item in items],
+    }
+
+
+def history_document(user_id: str, model: str, version: str, items: Sequence[KnownItem], limit: int) -> dict[str, Any]:
+    """Return the document of a user's training items, of which so many are listed."""
+    return {
+        "user_id": user_id,
+        "model": model,
+        "version": version,
+        "n_items": len(items),
+        "items": [{"item_id": item.item_id, "title": item.title} for item in items[:limit]],
+    }

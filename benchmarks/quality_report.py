@@ -42,6 +42,10 @@ class EpochLine:
             self._best = entry[f"valid/{self._monitor}"]
         self._bar.describe(f"{self._what}: epoch {int(entry['epoch'])}, best {self._monitor} {self._best:.4f}")
 
+    def warned(self, message: str) -> None:
+        """Leave the message on a line of its own."""
+        self._bar.line(f"{self._what}: {message}")
+
 
 class Lines:
     """Implements ``Watcher``: one line on stderr for every run that ends; a long comparison must not be silent.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError, nearest
 from training.data.options import DataOptions
 from training.dvib.config import DvibConfig
 from training.evaluation import METRICS
-from training.models import model_class
+from training.models import MODELS, model_class
+from training.passes import Precision
+from training.robust.config import RobustConfig
 from training.settings import SECTIONS, Setting, layers
 
 
@@ -35,6 +37,23 @@ class TrainingConfig(BaseModel):
         description="validate, store and export the weights before each epoch's last step: what ranking with a result "
         "cached by the last training batch amounts to",
     )
+    clip_norm: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="scale a step's gradient down to this norm; null does not"
+    )
+    precision: Precision = Field(
+        "float32",
+        description="of the products in the model's two maps; H, Z, losses, parameters and evaluation stay in float32. "
+        "A σ that is small beside H drowns in the rounding of fewer bits. float16 needs CUDA",
+    )
+    compile: bool = Field(
+        False, description="run the model's parts through torch.compile: a slow start for faster steps, mainly on CUDA"
+    )
+    watch_every: int = Field(
+        5,
+        ge=0,
+        description="measure what each loss term is worth in the first five epochs and in every so-many-th from there; "
+        "0 never does. Changes nothing but the log",
+    )
     seed: int = Field(999, ge=0, description="initial values, batches, negatives and noise (999 is MMRec's)")
 
 
@@ -48,8 +67,19 @@ class RunConfig(BaseModel):
     dataset: str
     model: dict[str, Any] = Field(description="the model's own hyper-parameters, complete")
     dvib: DvibConfig
+    robust: RobustConfig = Field(default_factory=RobustConfig)
     training: TrainingConfig
     data: DataOptions
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.robust.amr and not model_class(self.model_name).shifts_features:
+            able = ", ".join(name for name, cls in MODELS.items() if cls.shifts_features)
+            raise ValueError(
+                f"robust.amr=true moves each item's own features, which {self.model_name} does not read one by one; "
+                f"models that do: {able}"
+            )
+        return self
 
 
 def _parse_override(text: str, known: Iterable[str]) -> tuple[str, str, Any]:
@@ -76,6 +106,7 @@ def schemas(model_name: str) -> dict[str, type[BaseModel]]:
     return {
         "model": model_class(model_name).Config,
         "dvib": DvibConfig,
+        "robust": RobustConfig,
         "training": TrainingConfig,
         "data": DataOptions,
     }
@@ -106,15 +137,22 @@ def preset_settings(model_name: str, dataset: str, variant: Variant, preset: Pre
 
 
 def build_config(
-    *, model_name: str, dataset: str, variant: Variant = "none", preset: Preset = "paper", overrides: Iterable[str] = ()
+    *,
+    model_name: str,
+    dataset: str,
+    variant: Variant = "none",
+    preset: Preset = "paper",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    overrides: Iterable[str] = (),
 ) -> RunConfig:
-    """Put a configuration together: defaults, preset, preset for this model, for this data set, overrides.
+    """Put a configuration together: defaults, preset, preset for this model, for this data set, settings, overrides.
 
     Args:
         model_name: A key of ``training.models.MODELS``.
         dataset: Name of the data set.
         variant: ``none``, ``constant`` or ``adaptive``.
         preset: ``tuned``, ``paper`` or ``reference``.
+        settings: Section → key → value, of known keys: what a file of settings says.
         overrides: ``section.key=value`` with YAML values.
 
     Raises:
@@ -122,9 +160,11 @@ def build_config(
     """
     keys = known_keys(model_name)
     sections: dict[str, dict[str, Any]] = {
-        section: {name: setting.value for name, setting in settings.items()}
-        for section, settings in preset_settings(model_name, dataset, variant, preset).items()
+        section: {name: setting.value for name, setting in said.items()}
+        for section, said in preset_settings(model_name, dataset, variant, preset).items()
     }
+    for section, values in (settings or {}).items():
+        sections[section].update(values)
     for text in overrides:
         section, name, value = _parse_override(text, keys)
         sections[section][name] = value

@@ -148,14 +148,51 @@ def metrics_per_user(hits: Tensor, relevant: Tensor, ks: Sequence[int] = DEFAULT
     return result
 
 
-def evaluate(scorer: Scorer, data: EvaluationSet, n_items: int, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
-    """Return the mean over users of every metric at every cut-off (cut-offs beyond the catalogue are left out)."""
+Onlooker = Callable[[Tensor], object]
+"""Is shown a ranking's lists, int64 [n, K]."""
+
+
+def evaluate_users(
+    scorer: Scorer,
+    data: EvaluationSet,
+    n_items: int,
+    ks: Sequence[int] = DEFAULT_KS,
+    on_lists: Onlooker | None = None,
+) -> dict[str, Tensor]:
+    """Compute every metric at every cut-off for each user of a split (cut-offs beyond the catalogue are left out).
+
+    Args:
+        scorer: Gives the scores of a block of users.
+        data: The split.
+        n_items: Number of items, I.
+        ks: Cut-offs.
+        on_lists: Is shown the lists, as long as the largest cut-off.
+
+    Returns:
+        ``"recall@5"`` and so on → float64 [n], in the order of ``data.users``.
+
+    Raises:
+        ConfigError: Every cut-off is beyond the catalogue.
+    """
     usable = [k for k in ks if k <= n_items]
     if not usable:
         raise ConfigError(f"every cut-off of {list(ks)} exceeds the catalogue of {n_items} items")
-    _, hits = top_k(scorer, data, n_items, max(usable))
+    lists, hits = top_k(scorer, data, n_items, max(usable))
+    if on_lists is not None:
+        on_lists(lists)
     relevant = data.truth.offsets.diff()[data.users]
-    return {name: float(values.mean()) for name, values in metrics_per_user(hits, relevant, usable).items()}
+    return metrics_per_user(hits, relevant, usable)
+
+
+def evaluate(
+    scorer: Scorer,
+    data: EvaluationSet,
+    n_items: int,
+    ks: Sequence[int] = DEFAULT_KS,
+    on_lists: Onlooker | None = None,
+) -> dict[str, float]:
+    """Return the mean over users of every metric at every cut-off (cut-offs beyond the catalogue are left out)."""
+    return {name: float(values.mean()) for name, values in evaluate_users(scorer, data, n_items, ks, on_lists).items()}
 
 
 def vector_scorer(users: Tensor, items: Tensor) -> Scorer:
@@ -175,7 +212,9 @@ def popularity_scorer(dataset: Dataset, device: torch.device | None = None) -> S
 
 
 @torch.no_grad()
-def evaluate_model(model: Recommender, data: EvaluationSet, n_items: int, ks: tuple[int, ...]) -> dict[str, float]:
+def evaluate_model(
+    model: Recommender, data: EvaluationSet, n_items: int, ks: tuple[int, ...], on_lists: Onlooker | None = None
+) -> dict[str, float]:
     """Evaluate a model on one split; every vector is computed once."""
     users, items = model.vectors()
-    return evaluate(vector_scorer(users, items), data, n_items, ks)
+    return evaluate(vector_scorer(users, items), data, n_items, ks, on_lists)

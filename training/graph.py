@@ -41,9 +41,15 @@ with warnings.catch_warnings():
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    # The reducing kernel runs on CPUs only, where it takes half the time of the general product.
-    product: Tensor = torch.sparse.mm(matrix, x, "sum") if x.device.type == "cpu" else matrix @ x
+    with torch.autocast(x.device.type, enabled=False):
+        # The reducing kernel runs on CPUs only, where it takes half the time of the general product.
+        product: Tensor = torch.sparse.mm(matrix, x, "sum") if x.device.type == "cpu" else matrix @ x
     return product
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return what a sparse kernel takes: it stays in float32 where everything around it is in mixed precision."""
+    return x.float() if x.dtype in {torch.bfloat16, torch.float16} else x
 
 
 class _Aggregate(torch.autograd.Function):
@@ -168,7 +174,7 @@ class Graph(nn.Module):
         """
         values = self.weights if weights is None else weights
         if self.training:
-            result: Tensor = _Aggregate.apply(values, x, self)  # type: ignore[no-untyped-call]
+            result: Tensor = _Aggregate.apply(_wide(values), _wide(x), self)  # type: ignore[no-untyped-call]
             return result
         messages = values.unsqueeze(1) * x.index_select(0, self.sources)  # [E, d]
         # Adding whole rows by number becomes one ScatterND, which runs twelve times faster than ScatterElements.
@@ -183,7 +189,7 @@ class Graph(nn.Module):
             right: float32 [S, d], for the sources.
         """
         if self.training:
-            result: Tensor = _EdgeDot.apply(left, right, self)  # type: ignore[no-untyped-call]
+            result: Tensor = _EdgeDot.apply(_wide(left), _wide(right), self)  # type: ignore[no-untyped-call]
             return result
         return (left.index_select(0, self.targets) * right.index_select(0, self.sources)).sum(1)
 
@@ -204,7 +210,8 @@ class Graph(nn.Module):
     def sampled(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``<left_{t_e}, right_{s_e}>`` for every edge, without ever holding [E, d]."""
         pattern = self.matrix(left.new_zeros(len(self.targets)))
-        result: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+        with torch.autocast(left.device.type, enabled=False):
+            result: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
         return result
 
 
@@ -249,7 +256,7 @@ def light_gcn(graph: Graph, x: Tensor, layers: int, weights: Tensor | None = Non
     """
     values = graph.weights if weights is None else weights
     if graph.training and not values.requires_grad:
-        result: Tensor = _MeanOfPowers.apply(x, values, graph, layers)  # type: ignore[no-untyped-call]
+        result: Tensor = _MeanOfPowers.apply(_wide(x), values, graph, layers)  # type: ignore[no-untyped-call]
         return result
     total = x
     for _ in range(layers):

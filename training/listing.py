@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import torch
@@ -16,6 +16,7 @@ from training.common.choices import Preset, Variant
 from training.common.errors import DataError
 from training.config import build_config, known_keys, preset_settings, schemas
 from training.data.fetch import DEFAULT_DATASET
+from training.data.transform_specs import MEANINGS
 from training.models import MODELS, model_class
 from training.models.base import ModelData
 from training.settings import preset_document
@@ -31,17 +32,29 @@ _PRESETS: dict[Preset, str] = {
     "paper": "the published mathematics, with a true Jensen–Shannon divergence",
     "reference": "what the authors' released code computes, flaws included",
 }
+_ROBUST = {
+    "robust.amr=true": "AMR: the loss once more on features that an adversary moved (Tang et al., TKDE 2019); for "
+    + ", ".join(name for name, cls in MODELS.items() if cls.shifts_features),
+    "robust.mg=true": "Mirror Gradient: some steps down are followed by one up (Zhong et al., WWW 2024)",
+}
 # Authors, title in quotes, and where: the way in which every model's file names its paper.
 _CITATION = re.compile(r'^([^"]+), "([^"]+)", ([^,;:]*?\b\d{4})\b')
 
 
 def overview() -> Iterator[Table]:
-    """Yield tables of models, variants, presets and data sets."""
+    """Yield tables of models, variants, presets, robust trainings, transforms and data sets."""
     yield _models()
-    for title, entries in (("Variants (--dvib)", VARIANTS), ("Presets (--preset)", _PRESETS)):
+    named: tuple[tuple[str, Iterable[tuple[str, str]]], ...] = (
+        ("Variants (--dvib)", VARIANTS.items()),
+        ("Presets (--preset)", _PRESETS.items()),
+        ("Robust trainings, alone or with DVIB (--set)", _ROBUST.items()),
+        ("Noise and redundancy put into the data (--transform)", MEANINGS.items()),
+    )
+    for title, entries in named:
         table = _table(title, "name", "meaning")
-        for name, meaning in entries.items():
-            table.add_row(name, meaning)
+        for name, meaning in entries:
+            # As text: what stands in brackets would be taken for markup.
+            table.add_row(Text(name), meaning)
         yield table
     yield _datasets()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.checkpoint import BEST, INFO, SCHEMA_VERSION, read_info
+from training.checkpoint import BEST, DATA_FILES, INFO, SCHEMA_VERSION, read_info
 from training.common.errors import CheckpointError
 from training.common.folders import atomic_folder, write_atomically
 
 LAST = "last"
+DATA = "data"
+LOG = "log.jsonl"
 _STATE = "state.json"
 _PARAMETERS = "parameters.safetensors"
 _OPTIMISER = "optimiser.safetensors"
+_TEMPORARY = re.compile(rf"\.({LAST}|{DATA}|{re.escape(LOG)})\.tmp-")
 
 
 class OptimisedParameters(Protocol):
@@ -71,8 +75,17 @@ def check_run_folder(out: Path) -> None:
         return
     if not out.is_dir():
         raise CheckpointError(f"{out} is a file; choose another --out")
-    if any(out.iterdir()) and not any((out / name).is_file() for name in (f"{LAST}/{_STATE}", f"{BEST}/{INFO}")):
+    if any((out / name).is_file() for name in (f"{LAST}/{_STATE}", f"{BEST}/{INFO}")):
+        return
+    if not all(_of_a_beginning(path) for path in out.iterdir()):
         raise CheckpointError(f"{out} holds something that is no run; choose another --out")
+
+
+def _of_a_beginning(path: Path) -> bool:
+    """Whether a run leaves this behind that is killed before its first state is written."""
+    if path.name == DATA:
+        return path.is_dir() and all(inner.name in DATA_FILES for inner in path.iterdir())
+    return (path.name == LOG and path.stat().st_size == 0) or bool(_TEMPORARY.match(path.name))
 
 
 def save_resume_state(

@@ -17,7 +17,7 @@ import yaml
 from training.common.choices import Preset, Variant
 from training.common.errors import ConfigError
 
-SECTIONS = ("model", "dvib", "training", "data")
+SECTIONS = ("model", "dvib", "robust", "training", "data")
 
 
 @dataclass(frozen=True)

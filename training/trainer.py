@@ -32,11 +32,10 @@ from training.data.dataset import Dataset
 from training.epoch import EpochRunner
 from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate_model
 from training.reporting import Reporter, SilentReporter
-from training.resume import ResumeState, check_run_folder, load_resume_state, save_resume_state
+from training.resume import DATA, LOG, ResumeState, check_run_folder, load_resume_state, save_resume_state
 from training.stopping import EarlyStopping
+from training.watch.alarms import Alarms
 
-DATA = "data"
-LOG = "log.jsonl"
 SAVE_SECONDS = 30.0
 """Least time between two saved states. A run resumed from any of them takes the same course."""
 
@@ -95,20 +94,23 @@ class Trainer:
         self.runner = EpochRunner(self.objective, config, dataset, self.device)
         self.valid = EvaluationSet.of(dataset, "valid", self.device)
         self.test = EvaluationSet.of(dataset, "test", self.device)
+        self.alarms = Alarms(dataset, self.device)
         self.progress = Progress(EarlyStopping(config.training.patience, config.training.monitor_decimals))
 
-    def fit(self, *, resume: bool = False) -> CheckpointInfo:
+    def fit(self, *, resume: bool = False, test: bool = True) -> CheckpointInfo:
         """Train until early stopping or the last epoch.
 
         Args:
             resume: Continue the run in ``out`` if there is one, else start it.
+            test: Read the test split, at the end. Without it the run stays unfinished; resumed with it, it only reads
+                the test split.
 
         Returns:
-            The best checkpoint's description, with test metrics.
+            The best checkpoint's description, with test metrics unless ``test`` is false.
 
         Raises:
             CheckpointError: The run in ``out`` has another configuration or other data.
-            DivergedError: The loss became infinite or NaN.
+            DivergedError: The loss or its gradient became infinite or NaN. What earlier epochs left stays as it is.
         """
         check_run_folder(self.out)
         state = load_resume_state(self.out) if resume else None
@@ -127,7 +129,7 @@ class Trainer:
         if best.info.finished and len(best.info.history) == self.progress.epoch:
             return best.info
         self._save_state()
-        return self._finish(best)
+        return self._finish(best) if test else best.info
 
     def _may_go_on(self) -> bool:
         return not self.progress.stopping.stop and self.progress.epoch < self.config.training.epochs
@@ -147,14 +149,24 @@ class Trainer:
         trained = time.perf_counter()
         self.objective.eval()
         with self.runner.ranked_weights():
-            metrics = evaluate_model(self.objective.model, self.valid, self.dataset.n_items, self.ks)
+            seen: dict[str, float] = {}
+            metrics = evaluate_model(
+                self.objective.model,
+                self.valid,
+                self.dataset.n_items,
+                self.ks,
+                lambda lists: seen.update(self.alarms.ranked(lists)),
+            )
             entry = {
                 "epoch": float(epoch),
                 "train_seconds": trained - started,
                 "valid_seconds": time.perf_counter() - trained,
                 **{f"loss/{name}": value for name, value in means.items()},
                 **{f"valid/{name}": value for name, value in metrics.items()},
+                **self.runner.noted,
+                **seen,
             }
+            warnings = self.alarms.judge(entry, progress.history)
             progress.epoch = epoch
             progress.history.append(entry)
             improved = progress.stopping.update(metrics[self.config.training.monitor], epoch)
@@ -163,6 +175,8 @@ class Trainer:
                 self._save_best({"valid": metrics}, epoch)
         self._append_log(entry)
         self.reporter.epoch_done(entry, improved)
+        for warning in warnings:
+            self.reporter.warned(warning)
 
     def _own_tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.objective.state_dict().items() if not name.startswith("model.")}
@@ -210,6 +224,7 @@ class Trainer:
             "waited": progress.stopping.waited,
             "valid": progress.valid,
             "history": progress.history,
+            "scaler": None if self.runner.scaler is None else self.runner.scaler.state_dict(),
         }
         save_resume_state(self.out, document, self.objective.state_dict(), self.runner)
 
@@ -220,21 +235,23 @@ class Trainer:
         progress, document = self.progress, state.document
         progress.epoch = document["epoch"]
         progress.history, progress.valid = document["history"], document["valid"]
+        if self.runner.scaler is not None and document.get("scaler"):
+            self.runner.scaler.load_state_dict(document["scaler"])
         stopping = progress.stopping
         stopping.best = -math.inf if document["best"] is None else document["best"]
         stopping.best_epoch, stopping.waited = document["best_epoch"], document["waited"]
         self._write_log()
 
     def _check_same(self, document: dict[str, Any]) -> None:
-        """Refuse to continue a run as another one. Only its length may change."""
+        """Refuse to continue a run as another one. Only its length may change, and what is logged."""
         try:
             before, now = RunConfig.model_validate(document["config"]), self.config
         except (KeyError, ValidationError) as error:
             raise CheckpointError(f"{self.out}: the run's state does not fit this program; train again") from error
-        for section in ("model_name", "preset", "dataset", "model", "dvib", "training", "data"):
+        for section in ("model_name", "preset", "dataset", "model", "dvib", "robust", "training", "data"):
             old, new = getattr(before, section), getattr(now, section)
             if section == "training":
-                free = {"epochs": new.epochs, "patience": new.patience}
+                free = {"epochs": new.epochs, "patience": new.patience, "watch_every": new.watch_every}
                 old = old.model_copy(update=free)
             if old != new:
                 raise CheckpointError(

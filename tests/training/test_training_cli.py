@@ -229,7 +229,7 @@ def test_running_out_of_memory_is_one_line(
     def too_much(*_: object, **__: object) -> None:
         torch.empty(2**60, dtype=torch.uint8)  # more than any address space takes
 
-    monkeypatch.setattr("training.cli.Trainer", too_much)
+    monkeypatch.setattr("training.commands.fit.Trainer", too_much)
     assert fit(tmp_path / "run", data_dir) == 2
     assert "not enough memory" in capsys.readouterr().err.splitlines()[-1]
 
@@ -255,7 +255,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 
 def listed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
-    monkeypatch.setattr("training.cli.output", Console(width=400))
+    monkeypatch.setattr("training.commands.listing.output", Console(width=400))
     assert command("list", *arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""

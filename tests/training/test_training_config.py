@@ -13,6 +13,7 @@ from training.config import RunConfig, TrainingConfig, build_config, known_keys,
 from training.data.options import DataOptions
 from training.dvib.config import DvibConfig
 from training.models import MODELS, model_class
+from training.robust.config import RobustConfig
 from training.settings import preset_document
 
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -69,7 +70,12 @@ def scopes(preset: Preset) -> Iterator[tuple[str | None, dict[str, Any]]]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_names_known_keys_only(preset: Preset) -> None:
     document = preset_document(preset)
-    general: dict[str, type[BaseModel]] = {"dvib": DvibConfig, "training": TrainingConfig, "data": DataOptions}
+    general: dict[str, type[BaseModel]] = {
+        "dvib": DvibConfig,
+        "robust": RobustConfig,
+        "training": TrainingConfig,
+        "data": DataOptions,
+    }
     assert set(document) <= {*general, "models", "datasets", "extends"}
     for name, scope in scopes(preset):
         schemas = general if name is None else {**general, "model": model_class(name).Config}
@@ -93,7 +99,12 @@ def test_the_paper_preset_says_what_the_schemas_default_to() -> None:
         return tuple(value) if isinstance(value, list) else value
 
     document = preset_document("paper")
-    schemas: dict[str, type[BaseModel]] = {"dvib": DvibConfig, "training": TrainingConfig, "data": DataOptions}
+    schemas: dict[str, type[BaseModel]] = {
+        "dvib": DvibConfig,
+        "robust": RobustConfig,
+        "training": TrainingConfig,
+        "data": DataOptions,
+    }
     for section, schema in schemas.items():
         known = schema().model_dump()
         for name, leaf in document[section].items():

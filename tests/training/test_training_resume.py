@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers_training import Interrupted, StopAt, make_config, planted_blocks, same_tensors, write_mmrec
+from tests.helpers_runs import assert_same_run
+from tests.helpers_training import Interrupted, StopAt, make_config, planted_blocks, write_mmrec
 from training import trainer as module
 from training.checkpoint import MODEL, load_checkpoint
 from training.common.choices import Variant
 from training.common.errors import CheckpointError
 from training.config import RunConfig, build_config
 from training.data.load import load_dataset
+from training.evaluation import evaluate_model
 from training.reporting import Reporter
 from training.resume import LAST, load_resume_state
 from training.trainer import Trainer
@@ -34,26 +36,6 @@ def config_of(variant: Variant, *overrides: str) -> RunConfig:
 
 def fit(config: RunConfig, out: Path, *, resume: bool = False, reporter: Reporter | None = None) -> None:
     Trainer(config, DATASET, out, reporter=reporter, ks=(5,)).fit(resume=resume)
-
-
-def timeless(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in entry.items() if not name.endswith("_seconds")} for entry in history]
-
-
-def assert_same_run(left: Path, right: Path) -> None:
-    """Two runs ended alike to the last bit: best checkpoint, last state, optimiser, history, metrics."""
-    found = [load_checkpoint(run) for run in (left, right)]
-    assert same_tensors(found[0].model, found[1].model)
-    assert same_tensors(found[0].dvib, found[1].dvib)
-    assert (left / "best" / MODEL).read_bytes() == (right / "best" / MODEL).read_bytes()
-    infos = [checkpoint.info for checkpoint in found]
-    assert infos[0].metrics == infos[1].metrics
-    assert (infos[0].epoch, infos[0].finished) == (infos[1].epoch, infos[1].finished)
-    assert timeless(infos[0].history) == timeless(infos[1].history)
-    for name in ("parameters.safetensors", "optimiser.safetensors"):
-        assert same_tensors(load_file(left / LAST / name), load_file(right / LAST / name))
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (left, right)]
-    assert timeless(logs[0]) == timeless(logs[1]) == timeless(infos[0].history)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +116,55 @@ def test_interrupted_before_each_thing_that_is_written(
         with pytest.raises(Interrupted):
             fit(config_of("adaptive"), tmp_path)
     fit(config_of("adaptive"), tmp_path, resume=True)
+    assert_same_run(tmp_path, unbroken / "adaptive")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_first_state_can_be_started_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unbroken: Path, resume: bool
+) -> None:
+    def kill(self: Trainer) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_state", kill)
+        with pytest.raises(Interrupted):
+            fit(config_of("none"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "log.jsonl"}
+    for name in (".data.tmp-1-x", ".last.tmp-1-x"):  # what a kill in the middle of writing leaves
+        (tmp_path / name).mkdir()
+    fit(config_of("none"), tmp_path, resume=resume)
+    assert_same_run(tmp_path, unbroken / "none")
+
+
+@pytest.mark.parametrize("stray", ["data/precious", "log.jsonl", "notes.txt", ".data.keep/x", "best/x", "last/x"])
+def test_a_folder_that_only_looks_like_a_run_is_not_touched(tmp_path: Path, stray: str) -> None:
+    path = tmp_path / stray
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(CheckpointError, match="holds something that is no run"):
+        fit(config_of("none"), tmp_path)
+    assert [inner for inner in tmp_path.rglob("*") if inner.is_file()] == [path]
+
+
+def test_without_its_test_metrics_a_run_is_unfinished_until_it_is_resumed_for_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unbroken: Path
+) -> None:
+    judged: list[str] = []
+
+    def watched(model: Any, data: Any, *more: Any) -> dict[str, float]:
+        judged.append("test" if data is trainer.test else "valid")
+        return evaluate_model(model, data, *more)
+
+    monkeypatch.setattr(module, "evaluate_model", watched)
+    trainer = Trainer(config_of("adaptive"), DATASET, tmp_path, ks=(5,))
+    info = trainer.fit(test=False)
+    assert (judged, info.finished, set(info.metrics)) == (["valid"] * 6, False, {"valid"})
+    for resume in range(3):
+        judged.clear()
+        trainer = Trainer(config_of("adaptive"), DATASET, tmp_path, ks=(5,))
+        trainer.fit(resume=True, test=resume > 0)
+        assert judged == (["test"] if resume == 1 else [])
     assert_same_run(tmp_path, unbroken / "adaptive")
 
 

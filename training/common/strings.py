@@ -113,10 +113,12 @@ class StringTable:
         first = bisect_left(self._starts, word)
         if first == len(self):
             return None
-        last = bisect_right(self._starts, word, first)
-        position = bisect_left(self._sorted, wanted, first, last, key=self._bytes_at)
-        if position == last:
-            return None
+        position = first
+        if first + 1 < len(self) and self._starts[first + 1] == word:
+            last = bisect_right(self._starts, word, first)
+            position = bisect_left(self._sorted, wanted, first, last, key=self._bytes_at)
+            if position == last:
+                return None
         row = self._sorted[position]
         return row if self._bytes_at(row) == wanted else None
 

@@ -14,6 +14,7 @@ from training.data.mmrec import read_mmrec
 from training.data.options import DataOptions
 from training.data.recbole import read_recbole
 from training.data.tables import SUFFIXES, read_tables
+from training.data.transforms import with_transformed_features
 
 Reader = Callable[[str, Path, DataOptions], Dataset]
 ENVIRONMENT = "DVIB_DATA"
@@ -31,7 +32,7 @@ def load_dataset(name: str, data_dir: Path | None = None, options: DataOptions |
     Args:
         name: The data set, a plain folder name.
         data_dir: Where data sets are.
-        options: Filters, split rule and feature width; the defaults by default.
+        options: Filters, split rule, feature width and transforms; the defaults by default.
 
     Returns:
         The data set.
@@ -44,7 +45,7 @@ def load_dataset(name: str, data_dir: Path | None = None, options: DataOptions |
     root = _root(data_dir)
     if root is None:
         if name == DEFAULT_DATASET:
-            return read_recbole(name, fetch_default(), options)
+            return _transformed(read_recbole(name, fetch_default(), options), options)
         raise DataError(
             f"no data set '{name}': no folder is given; use --data-dir or {ENVIRONMENT} "
             f"(without them, '{DEFAULT_DATASET}' can be fetched)"
@@ -57,13 +58,17 @@ def load_dataset(name: str, data_dir: Path | None = None, options: DataOptions |
         reader = _reader(name, folder)
         if reader is not None:
             _log.info("%s: reading %s", name, folder)
-            return reader(name, folder, options)
+            return _transformed(reader(name, folder, options), options)
     known = available_datasets(root)
     raise DataError(
         f"no data set '{name}' in {root} (wanted {root / name} with {name}.inter or ratings.csv|parquet)"
         f"{nearest(name, known) if known else '; there is none at all'}; with neither --data-dir nor {ENVIRONMENT}, "
         f"'{DEFAULT_DATASET}' is fetched from the package index"
     )
+
+
+def _transformed(dataset: Dataset, options: DataOptions) -> Dataset:
+    return with_transformed_features(dataset, options.transforms, options.transform_seed)
 
 
 def available_datasets(data_dir: Path | None = None) -> list[str]:

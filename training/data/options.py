@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.common.choices import FeatureScaling
 from training.common.errors import ConfigError
+from training.data.transform_specs import parse_transform
 
 
 class DataOptions(BaseModel):
@@ -37,6 +38,21 @@ class DataOptions(BaseModel):
         description="what models see of each modality: the features as they are; centred and divided by one standard "
         "deviation (global), or each column by its own (per_dimension)",
     )
+    transforms: tuple[str, ...] = Field(
+        default=(),
+        description="noise and redundancy put into the data, in this order: noise:CHI, relative-noise:CHI, "
+        "visual-redundancy, text-redundancy (--transform)",
+    )
+    transform_seed: int = Field(default=0, ge=0, description="seed of what transforms draw")
+
+    @model_validator(mode="after")
+    def _transforms_are_known(self) -> Self:
+        for text in self.transforms:
+            try:
+                parse_transform(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+        return self
 
     def refuse(self, names: tuple[str, ...], where: str, reason: str) -> None:
         """Refuse options that would be ignored without a word.

@@ -58,6 +58,11 @@ class DvibConfig(BaseModel):
         "add",
         description="add: L0 + γ0·L0δ + γd·D + Lr (Eq. 8); convex: (1−γd)(L0 + γ0·L0δ) + γd·D + Lr (authors' code)",
     )
+    gamma_l0: Weight = Field(
+        1.0,
+        description="weight of L0, the task's loss of the clean pass; 0 leaves it to the perturbed pass (Fig. 4). "
+        "The weight decay stays as it is",
+    )
     gamma_0: Weight = Field(1.0, description="γ0 of Eq. 9, weight of the loss of the perturbed pass")
     gamma_d: Weight = Field(0.1, description="γd of Eq. 10, weight of the self-distillation")
     gamma_r: Weight = Field(1e-3, description="γr of Eq. 13, weight of the regulariser (adaptive only)")
@@ -90,6 +95,8 @@ class DvibConfig(BaseModel):
             raise ValueError(f"dvib.noise=dropout takes dvib.sigma for a rate, at most 1, got {self.sigma}; lower it")
         if self.mix == "convex" and self.gamma_d > 1:
             raise ValueError(f"dvib.mix=convex takes dvib.gamma_d for a share, at most 1, got {self.gamma_d}; lower it")
+        if self.variant != "none" and self.gamma_l0 == self.gamma_0 == 0:
+            raise ValueError("dvib.gamma_l0=0 and dvib.gamma_0=0 leave no pass to learn the task by; raise one of them")
         if self.sampled_items and self.rows == "all":
             raise ValueError(
                 f"dvib.sampled_items={self.sampled_items} adds nothing to dvib.rows=all; leave it at 0, "

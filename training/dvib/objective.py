@@ -2,6 +2,7 @@
 
 ``PlainObjective`` is the model's loss. ``DvibObjective`` wraps any model with the second pass of the paper's
 Algorithm 1. The model inside is the same class with the same tensors, so taking ``objective.model`` *is* the stripping.
+Either may be given an adversary, whose loss joins the total.
 
 A term of weight zero is still computed where the log shows it, but without a graph: it costs no backward pass.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,26 @@ from training.dvib.divergence import missing_entropy
 from training.dvib.perturbation import NetPhi, perturb
 from training.dvib.regulariser import eq13, kl_std
 from training.models.base import Batch, Hidden, Latent, Recommender
+from training.passes import Passes
+from training.robust.amr import Adversary
+
+DECAY = "decay"
+"""The term of L0 that is the model's weight decay."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One summand of a step's loss.
+
+    Attributes:
+        weight: What multiplies it in the total.
+        value: Scalar, with a graph where the weight is not zero.
+        of_l0: Whether it belongs to L0, the loss of the clean pass.
+    """
+
+    weight: float
+    value: Tensor
+    of_l0: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,10 +52,16 @@ class StepLoss:
     Attributes:
         total: Scalar with a graph, to be minimised.
         terms: Detached scalars for the log: the model's terms as the model weighs them, the others without weights.
+        parts: What the total is the weighted sum of, by name, for whoever wants to know what each is worth.
+        sites: The clean pass's H, as the model gave it.
+        scales: σ or φ of each site; empty without DVIB.
     """
 
     total: Tensor
     terms: Mapping[str, Tensor]
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    sites: Mapping[str, Tensor] = field(default_factory=dict)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -44,12 +71,18 @@ class Objective(nn.Module):
         model: Any recommender.
         config: Which of its settings apply, the variant says.
         training_items: int64 [n], the items that occur in training.
+
+    Attributes:
+        adversary: Whose loss is added to every step's, or None.
+        passes: How the model's f1 and f2 are run.
     """
 
     def __init__(self, model: Recommender, config: DvibConfig, training_items: Tensor) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.adversary: Adversary | None = None
+        self.passes = Passes(model)
         self.register_buffer("training_items", training_items, persistent=False)
         self.training_items: Tensor
 
@@ -64,13 +97,27 @@ class Objective(nn.Module):
             batch: From ``self.batch``.
             noise: Generator of perturbation and sampled candidates, on the model's device; nothing else draws from it.
         """
+        result = self.own_step(batch, noise)
+        if self.adversary is None:
+            return result
+        adversarial = self.adversary.loss(self.passes, batch)
+        total = result.total + self.adversary.weight * adversarial
+        return replace(
+            result,
+            total=total,
+            terms={**result.terms, "adversarial": adversarial.detach()},
+            parts={**result.parts, "adversarial": Part(self.adversary.weight, adversarial)},
+        )
+
+    def own_step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
+        """Compute the loss of one batch but for the adversary's. Arguments as for ``step``."""
         raise NotImplementedError
 
     def general(self, latent: Latent, batch: Batch, *, decay: bool = True) -> dict[str, Tensor]:
         """Return the terms of L0, with the model's weight decay among them unless told otherwise."""
         terms = self.model.loss(latent, batch)
         penalty = self.model.decay(latent, batch) if decay else None
-        return terms if penalty is None else {**terms, "decay": penalty}
+        return terms if penalty is None else {**terms, DECAY: penalty}
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that exist for training only, by name."""
@@ -104,18 +151,21 @@ class PlainObjective(Objective):
         everything = self.config.entropy > 0 and self.config.rows == "all"
         return Batch.of(users, positives, negatives, all_items=everything)
 
-    def step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
+    def own_step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
         """Compute L0; draws no noise."""
         weight = self.config.entropy
         if weight:
             batch = self.with_candidates(batch, noise)
-        latent = self.model.represent(self.model.hidden(batch.rows))
+        hidden = self.passes.hidden(batch.rows)
+        latent = self.passes.represent(hidden)
         terms = self.general(latent, batch)
+        parts = {name: Part(1.0, value, of_l0=True) for name, value in terms.items()}
         total = add_up(terms.values())
         if weight:
             terms = {**terms, "entropy": self.entropy(latent, batch)}
             total = total + weight * terms["entropy"]
-        return StepLoss(total, {name: value.detach() for name, value in terms.items()})
+            parts["entropy"] = Part(weight, terms["entropy"])
+        return StepLoss(total, {name: value.detach() for name, value in terms.items()}, parts, hidden.sites)
 
 
 def _graph_if(weight: float) -> AbstractContextManager[object]:
@@ -152,37 +202,55 @@ class DvibObjective(Objective):
         """Arrange triples for the rows that this configuration covers."""
         return Batch.of(users, positives, negatives, all_items=self.config.rows == "all")
 
-    def step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
+    def own_step(self, batch: Batch, noise: torch.Generator) -> StepLoss:
         """Compute the total loss of Eq. 8 (or its convex form)."""
         config = self.config
         batch = self.with_candidates(batch, noise)
-        hidden = self.model.hidden(batch.rows)
-        latent = self.model.represent(hidden)
+        hidden = self.passes.hidden(batch.rows)
+        latent = self.passes.represent(hidden)
         clean = self.general(latent, batch)
         general = add_up(clean.values())
         scales = self.scales(hidden)
         with _graph_if(config.gamma_0 + config.gamma_d):
             noisy_sites = {name: perturb(h, scales[name], noise, config.noise) for name, h in hidden.sites.items()}
-            noisy_latent = self.model.represent(replace(hidden, sites=noisy_sites))
+            noisy_latent = self.passes.represent(replace(hidden, sites=noisy_sites))
         with _graph_if(config.gamma_0):
             general_noisy = self._general_perturbed(noisy_latent, batch)
         with _graph_if(config.gamma_d):
             distillation, js = self._distillation(latent, noisy_latent, batch)
         keep = 1.0 - config.gamma_d if config.mix == "convex" else 1.0
-        total = keep * (general + config.gamma_0 * general_noisy) + config.gamma_d * distillation
+        total = keep * (self._weighed(clean, general) + config.gamma_0 * general_noisy) + config.gamma_d * distillation
+        parts = {name: Part(keep * self._weight_of(name), value, of_l0=True) for name, value in clean.items()}
+        parts["general_perturbed"] = Part(keep * config.gamma_0, general_noisy)
+        parts["distillation"] = Part(config.gamma_d, distillation)
         log = {**clean, "general": general, "general_perturbed": general_noisy, "distillation": distillation, "js": js}
         if config.entropy:
             log["entropy"] = self.entropy(latent, batch)
             total = total + config.entropy * log["entropy"]
+            parts["entropy"] = Part(config.entropy, log["entropy"])
         if config.variant == "adaptive":
             with _graph_if(config.gamma_r):
                 log["variational"] = self._regulariser(hidden, scales)
             total = total + config.gamma_r * log["variational"]
+            parts["variational"] = Part(config.gamma_r, log["variational"])
             log["phi_mean"] = torch.stack([scale.detach().mean() for scale in scales.values()]).mean()
         log["hidden_norm"] = torch.stack(
             [torch.linalg.vector_norm(h.detach(), dim=1).mean() for h in hidden.sites.values()]
         ).mean()
-        return StepLoss(total, {name: value.detach() for name, value in log.items()})
+        return StepLoss(total, {name: value.detach() for name, value in log.items()}, parts, hidden.sites, scales)
+
+    def _weight_of(self, clean_term: str) -> float:
+        return 1.0 if clean_term == DECAY else self.config.gamma_l0
+
+    def _weighed(self, clean: Mapping[str, Tensor], general: Tensor) -> Tensor:
+        """Return what the clean pass adds to the total: its terms by ``gamma_l0``, and the weight decay as it is."""
+        weight = self.config.gamma_l0
+        if weight == 1:
+            return general
+        counted = [
+            value if name == DECAY else weight * value for name, value in clean.items() if weight or name == DECAY
+        ]
+        return add_up(counted) if counted else torch.zeros_like(general)
 
     def scales(self, hidden: Hidden) -> dict[str, Tensor]:
         """Return each site's noise scale: σ as float32 [1, 1], or φ as float32 [rows, 1]."""

@@ -23,10 +23,13 @@ class Rows:
     Attributes:
         users: int64 [n_u], distinct user rows.
         items: int64 [n_i], distinct item rows.
+        shift: What this pass adds to the given items' features: modality → float32 [n_i, F_m], for some modalities or
+            none. Models heed it that say so (``Recommender.shifts_features``).
     """
 
     users: Tensor | None = None
     items: Tensor | None = None
+    shift: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ class Batch:
         item_rows, item_positions = torch.unique(torch.cat([positives, negatives]), return_inverse=True)
         positive_positions, negative_positions = item_positions.split([len(positives), len(negatives)])
         return cls(Rows(user_rows, item_rows), user_positions, positive_positions, negative_positions)
+
+    def of_its_items(self) -> Batch:
+        """Return the same triples over a pass of the distinct items they name, where theirs covers all items."""
+        if self.rows.items is not None:
+            return self
+        users = self.users if self.rows.users is None else self.rows.users[self.users]
+        return Batch.of(users, self.positives, self.negatives)
 
     def user_weights(self) -> Tensor:
         """Return how often each distinct user occurs, as shares that sum to one; float32 [n_u]."""
@@ -137,6 +147,8 @@ class Recommender(nn.Module, ABC):
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     samples_negatives: ClassVar[bool] = True
     """Whether the loss reads the batch's negatives."""
+    shifts_features: ClassVar[bool] = False
+    """Whether ``hidden`` adds ``Rows.shift`` to the features of the given items: it must read these row by row."""
     no_item_encoder: ClassVar[str] = "an item is known by its interactions alone: features take no part in ranking"
     """Why ``item_encoder`` returns None, of a model of which it does."""
 

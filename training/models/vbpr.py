@@ -55,6 +55,7 @@ class VBPR(Recommender):
     """VBPR over concatenated modalities. See the module's text for formulas and sources."""
 
     Config = VBPRConfig
+    shifts_features = True
 
     def __init__(self, config: ModelConfig, data: ModelData, generator: torch.Generator) -> None:
         super().__init__(config, data, generator)
@@ -64,6 +65,7 @@ class VBPR(Recommender):
             raise DataError("VBPR needs features of at least one modality, the data set has none; add NAME_feat.npy")
         self.config = config
         self.modalities = tuple(data.features)
+        self.widths = [matrix.shape[1] for matrix in data.features.values()]
         features = torch.cat([data.features[name] for name in self.modalities], dim=1)  # [I, F]
         self.register_buffer("features", features, persistent=False)
         self.features: Tensor
@@ -79,7 +81,11 @@ class VBPR(Recommender):
 
     def hidden(self, rows: Rows) -> Hidden:
         """Project the features of the given items: one site ``fused`` [n_i, d]."""
-        fused = F.linear(take(self.features, rows.items), self.weight, self.bias)
+        features = take(self.features, rows.items)
+        if rows.shift:
+            parts = zip(self.modalities, torch.split(features, self.widths, dim=1), strict=True)
+            features = torch.cat([part + rows.shift.get(name, 0) for name, part in parts], dim=1)
+        fused = F.linear(features, self.weight, self.bias)
         return Hidden(
             sites={"fused": fused},
             context={"users": take(self.users, rows.users), "items": take(self.items, rows.items)},

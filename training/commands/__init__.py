@@ -1,0 +1,1 @@
+"""The subcommands of ``dvib-train``, one file each."""

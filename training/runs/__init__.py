@@ -1,0 +1,1 @@
+"""Several runs: from a file, compared, tuned."""

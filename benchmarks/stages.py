@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 import faiss
 import numpy as np
-import onnxruntime
 import uvloop
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -32,6 +31,7 @@ from export.bundle import BundleReader
 from export.index_search import sample_users
 from export.manifest import Manifest
 from export.publish import resolve
+from export.runtime import onnxruntime
 from export.serving import ServingBundle, load_for_serving
 from service.engine import Engine
 from service.http.app import create_app

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.index_layout import largest_norm
 from export.index_search import check_products
 from export.parity import session
+from export.runtime import onnxruntime
 from export.scores import inner_products
 
 _USERS = 256

@@ -84,11 +84,11 @@ def measure_here(graph: Path, *, folded: bool) -> dict[str, Any]:
         JSON values.
     """
     import numpy as np
-    import onnxruntime
 
     from export.onnx_canonical import parse
     from export.onnx_folding import folded_bytes
     from export.parity import session
+    from export.runtime import onnxruntime
 
     data = graph.read_bytes()
     before = resident_bytes()

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from export.onnx_folding import is_worth_folding
-from export.runtime import CPU
+from export.runtime import CPU, onnxruntime
 
 TOLERANCE = 2e-6
 """Largest difference of a score, relative to the largest absolute score of the same user."""

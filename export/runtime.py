@@ -1,8 +1,19 @@
-"""ONNX Runtime's errors and providers. Needs neither torch nor training."""
+"""ONNX Runtime, its errors and providers. Needs neither torch nor training.
+
+Whoever uses ONNX Runtime imports it from here.
+"""
 
 from __future__ import annotations
 
+import os
+
+# As it is loaded it would start a thread, which no fork takes along, and report to its makers what is run here.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+__all__ = ["CPU", "CUDA", "GRAPH_ERRORS", "onnxruntime"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

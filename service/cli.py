@@ -54,7 +54,7 @@ def serve(
     admin_port: Annotated[
         int | None,
         typer.Option(
-            help="TCP port on 127.0.0.1 for GET /status and POST /reload; 0 takes a free one. Needs "
+            help="TCP port on 127.0.0.1 for GET /status, GET /metrics and POST /reload; 0 takes a free one. Needs "
             "DVIB_SERVE_ADMIN_TOKEN. [default: none]"
         ),
     ] = None,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from export.serving import ServingBundle
-    from service.values import KnownItem, ScoredItem, Source
+    from service.values import DescribedItem, KnownItem, ScoredItem, Source
 
 _LOOKS = (64, 1024)
 """Users that an approximate index is tried with: few at first, more before it is refused, for few may be unlucky."""
@@ -33,7 +33,7 @@ _PLAIN = Request("", 1)[2:]
 
 
 class Engine:
-    """Recommendations from one verified bundle, by one thread at a time; `similar` and `history` by any besides it.
+    """Recommendations from one verified bundle, by one thread at a time; what is looked up, by any besides it.
 
     Scores are exact; items too, unless the bundle's index is approximate: then as many of the best as its manifest's
     recall says.
@@ -48,6 +48,8 @@ class Engine:
         certificate: The bundle's certificate, a JSON document.
         tower: User rows to vectors.
         ranker: Vectors and seen items to the best items.
+        providers: Of each ONNX Runtime session, ``user_tower`` and, where items are scanned, ``scan``: what it really
+            got to compute with, as `InferenceSession.get_providers` says.
 
     Raises:
         BundleError: The graph or the index cannot be loaded or does not fit the rest of the bundle, or the index finds
@@ -71,6 +73,9 @@ class Engine:
             largest_user_norm=self.tower.largest_norm,
             threads=index_threads,
         )
+        self.providers = {"user_tower": self.tower.providers}
+        if self.ranker.providers:
+            self.providers["scan"] = self.ranker.providers
         self._codes = self.ranker.encode(self.tower.blocks())
         self._check_recall()
 
@@ -209,6 +214,19 @@ class Engine:
         """
         row = self._catalogue.find(item_id)
         return None if row is None else self._catalogue.scored(self.ranker.similar.top(row, k))
+
+    def items(self, item_ids: Sequence[str]) -> list[DescribedItem]:
+        """Return those of some items that are known, with their categories, by ascending row."""
+        return self._catalogue.described(self._catalogue.rows(item_ids))
+
+    def some_users(self, count: int) -> list[str]:
+        """Return the ids of ``count`` users with training items, fewer where fewer are there.
+
+        They are spread evenly over the rows and are always the same ones.
+        """
+        known = np.flatnonzero(np.diff(self._seen.offsets))
+        places = np.linspace(0, len(known), min(count, len(known)), endpoint=False).astype(np.int64)
+        return [self._users[user] for user in known[places].tolist()]
 
     def history(self, user_id: str) -> list[KnownItem] | None:
         """Return the items that a user has interacted with in training, by ascending row; None for an unknown user."""

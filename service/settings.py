@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PREFIX = "DVIB_SERVE_"
 _SECRETS = {"api_key", "admin_token"}
+_SENDABLE = re.compile(r"[!-~]+")
 MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="key that every request but those about health must carry",
+        description="key that every request must carry, but those about health and for the files of the page",
     )
     index_threads: int = Field(default=1, ge=1, le=256, description="threads of one search, in ONNX Runtime and FAISS")
     workers: int = Field(
@@ -102,12 +103,31 @@ class Settings(BaseSettings):
     metrics_dir: Path | None = Field(
         default=None, description="folder for the workers' metric files; a temporary one where left out"
     )
+    example_users: int = Field(
+        default=8,
+        ge=0,
+        le=100,
+        description="ids of known users that GET /models shows, to try the service with; 0 shows none",
+    )
+    require_provider: str = Field(
+        default="",
+        description="execution provider of ONNX Runtime, such as CPUExecutionProvider, that every session must have "
+        "got; else the service does not start",
+    )
     access_log: bool = Field(default=False, description="one line per request in the log (holds user ids)")
 
     @field_validator("bundles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_key", "admin_token")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        # A line end that a file has brought along would make a key that no request can carry.
+        if value is not None and not _SENDABLE.fullmatch(value.get_secret_value()):
+            raise ValueError("wanted visible ASCII characters alone, without spaces or line ends")
+        return value
 
     @model_validator(mode="after")
     def _default_within_limit(self) -> Self:
@@ -152,12 +172,13 @@ def load_settings(**options: object) -> Settings:
         return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
+        problem = str(first["msg"]).removeprefix("Value error, ")
         if not first["loc"]:
-            raise ConfigError(str(first["msg"])) from error
+            raise ConfigError(problem) from error
         name = str(first["loc"][0])
         source = "--" + name.replace("_", "-") if name in given else PREFIX + name.upper()
         got = "" if name in _SECRETS else f", got {first['input']!r}"
-        raise ConfigError(f"{source}: {first['msg']}{got}") from error
+        raise ConfigError(f"{source}: {problem}{got}") from error
 
 
 def parse_bundles(entries: Iterable[str]) -> dict[str, Path]:

@@ -49,6 +49,15 @@ class KnownItem(NamedTuple):
     title: str | None
 
 
+class DescribedItem(NamedTuple):
+    """One item and the names of its categories, sorted; ``title`` is None where the data set has none."""
+
+    row: int
+    item_id: str
+    title: str | None
+    categories: list[str]
+
+
 class Recommendation(NamedTuple):
     """An answer, best item first, and where its order comes from."""
 

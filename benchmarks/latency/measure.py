@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.latency import round as latency_round
@@ -19,7 +18,7 @@ from benchmarks.load.questions import Asked
 from benchmarks.rounds import Runner, fresh_processes
 from benchmarks.sampling import rotations
 from benchmarks.statistics import CONFIDENCE, Quantiles, Ratio, ratio_of_quantiles
-from export.runtime import CPU
+from export.runtime import CPU, onnxruntime
 from training.common.errors import ConfigError
 
 Kind = Literal["graph", "unfolded", "engine", "http"]

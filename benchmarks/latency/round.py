@@ -14,7 +14,6 @@ from typing import Literal
 
 import faiss
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.latency.arms import Arm
@@ -22,7 +21,7 @@ from benchmarks.sampling import Call, Contestant, sample
 from benchmarks.warm_up import warm_up
 from export.bundle import MODEL_ONNX, BundleReader
 from export.parity import session
-from export.runtime import CPU, GRAPH_ERRORS
+from export.runtime import CPU, GRAPH_ERRORS, onnxruntime
 from export.serving import SeenItems, ServingBundle, load_for_serving
 from service.engine import Engine
 from service.values import Request

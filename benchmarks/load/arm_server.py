@@ -23,7 +23,8 @@ from service.http.app import create_app
 from service.http.gate import Gate
 from service.http.protocol import Protocol
 from service.http.reply import JSON
-from service.process.server import end_at_sigterm, listen, run_app
+from service.process.server import listen, run_app
+from service.process.signals import end_at_sigterm
 from service.settings import Settings
 from service.values import Recommendation, Request
 from training.common.console import EXIT_BAD_INPUT

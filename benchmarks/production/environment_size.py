@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,8 @@ MOST = 350e6
 """The bar: bytes of all files."""
 GROUPS = "service,cpu"
 FORBIDDEN = ("torch", "torch-geometric", "triton")
+SOURCE = ("pyproject.toml", "README.md", "training", "export", "service", "benchmarks")
+"""What a build takes."""
 _INSTALLER = ("pip", "setuptools", "wheel")
 _SHOWN = 12
 _LIST = """
@@ -70,10 +73,21 @@ def measure(source: Path, on_step: Callable[[str], None] = lambda _: None) -> Ru
         _run([_base_interpreter(), "-m", "venv", str(place)])
         python = place / "bin" / "python"
         on_step("installing")
-        wanted = f"{source.absolute()}[{GROUPS}]"
+        wanted = f"{copied(source, Path(folder) / 'source')}[{GROUPS}]"
         _run([str(python), "-m", "pip", "install", "--quiet", "-c", str(constraints.absolute()), wanted])
         on_step("weighing")
         return weigh(place, python)
+
+
+def copied(source: Path, target: Path) -> Path:
+    """Copy what is built: a build leaves folders behind, and takes what an earlier one has left for its own."""
+    target.mkdir()
+    for name in SOURCE:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    return target
 
 
 def weigh(place: Path, python: Path) -> Run:

@@ -13,6 +13,7 @@ from service.http.desk import Desk
 from service.http.documentation import add_routes
 from service.http.errors import Errors
 from service.http.routes import Routes
+from service.page.route import add_page
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -66,4 +67,5 @@ def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
     app.state.desk = desk
     errors.install(app)
     add_routes(app.router, Routes(desk, errors, settings), errors, settings)
+    add_page(app.router)
     return app

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 PARAMETERS = ("user_id", "k", "model", "exclude_seen", "exclude", "allow", "category", "min_score", "history")
-LISTS = frozenset({"exclude", "allow", "history"})
+LISTS = frozenset({"exclude", "allow", "history", "item_id"})
 
 
 class Asked(NamedTuple):
@@ -40,6 +40,7 @@ class Limits:
             "exclude": settings.max_filter_ids,
             "allow": settings.max_filter_ids,
             "history": settings.max_history,
+            "item_id": settings.max_filter_ids,
         }
 
     def asked(self, given: Mapping[str, Any]) -> Asked | Refusal:

@@ -33,8 +33,11 @@ _NEWS = 0.2
 _MANY = 100
 """Items of an answer from which on they, and not the search, may be what takes long; ids in a request from which on it
 goes to the worker thread whatever others took."""
+_MOST_WORK = 4096
+"""Items and ids of the requests of one call, the last one's excepted: some ten milliseconds, for the next to wait."""
 _PLAIN = Request("", 1)[2:]
 
+_Entry = tuple[Request, asyncio.Future[Recommendation], float]
 _Outcome = list[Recommendation] | BaseException
 
 
@@ -75,7 +78,8 @@ class Batcher:
     ever waits for company to come.
 
     Plain requests take alike; those with filters, a history or many items take as long as these say. Both kinds are
-    learnt about separately, so that neither lends the other its name.
+    learnt about separately, so that neither lends the other its name. A call takes no more work than others can wait
+    for, and takes turns between requests that came alone and those that came many at once.
 
     Args:
         engine: Called one call at a time; in the worker thread, or, where calls have turned out to be short, in the
@@ -99,7 +103,8 @@ class Batcher:
         self._name = name
         self._max_batch = max_batch
         self._max_queue = max_queue
-        self._waiting: deque[tuple[Request, asyncio.Future[Recommendation], float]] = deque()
+        self._waiting: deque[_Entry] = deque()
+        self._crowd: deque[_Entry] = deque()
         self._metrics = metrics or ModelMetrics(Cells(), name)
         self._call_seconds = 0.0
         # A call belongs to many requests: what it logs must not carry the id of the one that came first.
@@ -112,12 +117,12 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """How many requests wait to be taken into a batch."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._crowd)
 
     @property
     def room(self) -> int:
         """How many more may wait."""
-        return self._max_queue - len(self._waiting)
+        return self._max_queue - self.waiting
 
     async def recommend(self, request: Request) -> Recommendation:
         """Queue one request and wait for its answer.
@@ -128,7 +133,7 @@ class Batcher:
             QueueFullError: ``max_queue`` requests wait already, or the batcher is closed.
             EngineFailedError: The engine failed on the batch; the next batch starts afresh.
         """
-        if len(self._waiting) >= self._max_queue:
+        if self.waiting >= self._max_queue:
             raise QueueFullError
         try:
             return await self.submit(request)
@@ -136,12 +141,17 @@ class Batcher:
             self.sweep_soon()
             raise
 
-    def submit(self, request: Request) -> asyncio.Future[Recommendation]:
-        """Queue one request whatever the room; the answer is the future's result. Cancelled, it takes no answer."""
+    def submit(self, request: Request, *, in_crowd: bool = False) -> asyncio.Future[Recommendation]:
+        """Queue one request whatever the room; the answer is the future's result. Cancelled, it takes no answer.
+
+        Args:
+            request: The request.
+            in_crowd: Whether many came with it: those that come alone do not wait for all of them.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Recommendation] = loop.create_future()
-        self._waiting.append((request, future, time.perf_counter()))
-        self._metrics.depth[0] = len(self._waiting)
+        (self._crowd if in_crowd else self._waiting).append((request, future, time.perf_counter()))
+        self._metrics.depth[0] = self.waiting
         if not self._busy:
             self._busy = True
             loop.call_soon(self._start, context=self._context)
@@ -159,15 +169,17 @@ class Batcher:
         Requests still waiting are cancelled, later ones refused.
         """
         self._max_queue = 0
-        while self._waiting:
-            self._waiting.popleft()[1].cancel()
+        for queue in (self._waiting, self._crowd):
+            while queue:
+                queue.popleft()[1].cancel()
         self._metrics.depth[0] = 0
         self._pool.shutdown(wait=True)
 
     def _sweep(self) -> None:
         self._sweeping = False
         self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
-        self._metrics.depth[0] = len(self._waiting)
+        self._crowd = deque(entry for entry in self._crowd if not entry[1].done())
+        self._metrics.depth[0] = self.waiting
 
     def _start_after(self, turns: int) -> None:
         if turns > 1:
@@ -178,18 +190,25 @@ class Batcher:
     def _start(self) -> None:
         requests: list[Request] = []
         futures: list[asyncio.Future[Recommendation]] = []
-        special, long = 0, False
+        special, work, long = 0, 0, False
         now, waited = time.perf_counter(), self._metrics.queue.observe
-        while self._waiting and len(requests) < self._max_batch:
-            request, future, came = self._waiting.popleft()
-            if not future.done():  # its caller was cancelled
-                requests.append(request)
-                futures.append(future)
-                waited(now - came)
-                if request.k > _MANY or request[2:] != _PLAIN:
-                    special += 1
-                    long = long or _ids_of(request) > _MANY
-        self._metrics.depth[0] = len(self._waiting)
+        queue, other = self._waiting, self._crowd
+        while (queue or other) and len(requests) < self._max_batch and work < _MOST_WORK:
+            request, future, came = queue.popleft() if queue else other.popleft()
+            if future.done():  # its caller was cancelled
+                continue
+            if other:
+                queue, other = other, queue
+            requests.append(request)
+            futures.append(future)
+            waited(now - came)
+            work += request.k
+            if request.k > _MANY or request[2:] != _PLAIN:
+                special += 1
+                ids = _ids_of(request)
+                work += ids
+                long = long or ids > _MANY
+        self._metrics.depth[0] = self.waiting
         self._busy = bool(requests)
         if not requests:
             return
@@ -253,7 +272,7 @@ async def recommend_all(questions: Sequence[tuple[Batcher, Request]]) -> list[Re
     if any(count > batcher.room for batcher, count in batchers.items()):
         raise QueueFullError
     try:
-        return await asyncio.gather(*[batcher.submit(request) for batcher, request in questions])
+        return await asyncio.gather(*[batcher.submit(request, in_crowd=True) for batcher, request in questions])
     except asyncio.CancelledError:
         for batcher in batchers:
             batcher.sweep_soon()

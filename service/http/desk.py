@@ -10,7 +10,13 @@ import orjson
 
 from service.http.asked import Asked
 from service.http.batching import Batcher, EngineFailedError, QueueFullError, recommend_all
-from service.http.documents import describe, history_document, recommend_document, similar_document
+from service.http.documents import (
+    describe,
+    history_document,
+    items_document,
+    recommend_document,
+    similar_document,
+)
 from service.http.errors import Refusal
 from service.http.query import QueryReader
 from service.http.reply import Reply, json_reply
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NOT_READY = Refusal(ErrorCode.NOT_READY)
 _LOOKUPS = 2
-"""Threads for what is looked up beside the queues: similar items and histories."""
+"""Threads for what is looked up beside the queues: items, similar ones and histories."""
 _AT_ONCE = 1000
 """Items that are written into a batch's reply before others get their turn."""
 
@@ -59,13 +65,14 @@ class Desk:
         manifests = {name: engine.manifest for name, engine in engines.items()}
         self._versions = {name: manifest.version for name, manifest in manifests.items()}
         self._categories = {name: frozenset(engine.categories) for name, engine in engines.items()}
-        self.metrics = Metrics(manifests, settings.metrics_dir)
+        providers = {name: engine.providers for name, engine in engines.items()}
+        self.metrics = Metrics(manifests, settings.metrics_dir, providers)
         self._batchers: dict[str, Batcher] = {}
         self._lookups = 0
         self._pool: ThreadPoolExecutor | None = None
-        self.models = json_reply(
-            describe(manifests, shares, {name: engine.categories for name, engine in engines.items()})
-        )
+        categories = {name: engine.categories for name, engine in engines.items()}
+        users = {name: engine.some_users(settings.example_users) for name, engine in engines.items()}
+        self.models = json_reply(describe(manifests, shares, categories, users, providers))
 
     @property
     def ready(self) -> bool:
@@ -176,6 +183,16 @@ class Desk:
             return json_reply(history_document(user_id, name, version, items, limit), name, version)
 
         return await self._look(look)
+
+    async def items(self, item_ids: Sequence[str], model: str | None) -> Reply:
+        """Reply with what is known of some items."""
+        name = self._named(model)
+        if isinstance(name, Refusal):
+            return self._errors.reply(name)
+        engine, version = self._engines[name], self._versions[name]
+        return await self._look(
+            lambda: json_reply(items_document(name, version, engine.items(item_ids)), name, version)
+        )
 
     def certificate(self, name: str) -> Reply:
         """Reply with a model's certificate, as its bundle has it."""

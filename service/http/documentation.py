@@ -17,6 +17,7 @@ from service.http.schemas import (
     ErrorCode,
     ErrorReply,
     HistoryReply,
+    ItemsReply,
     ModelsReply,
     RecommendReply,
     SimilarReply,
@@ -163,6 +164,15 @@ def add_routes(router: APIRouter, routes: Routes, errors: Errors, settings: Sett
         *_ASKED,
         ErrorCode.TOO_MANY_REQUESTS_IN_BATCH,
         requestBody=shown.batch(),
+    )
+    add(
+        "/items",
+        routes.items,
+        ItemsReply,
+        ("Describe items", "Titles and categories of some items, which come as often as the address names `item_id`."),
+        *(code for code in _LOOKED_UP if code is not ErrorCode.NOT_FOUND),
+        ErrorCode.TOO_MANY_IDS,
+        parameters=shown.query("item_id", "model"),
     )
     add(
         "/items/{item_id:id}/similar",

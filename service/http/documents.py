@@ -8,11 +8,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from export.manifest import Manifest
-    from service.values import KnownItem, Recommendation, ScoredItem
+    from service.values import DescribedItem, KnownItem, Recommendation, ScoredItem
 
 
 def describe(
-    manifests: Mapping[str, Manifest], shares: Mapping[str, float], categories: Mapping[str, Sequence[str]]
+    manifests: Mapping[str, Manifest],
+    shares: Mapping[str, float],
+    categories: Mapping[str, Sequence[str]],
+    users: Mapping[str, Sequence[str]],
+    providers: Mapping[str, Mapping[str, Sequence[str]]],
 ) -> dict[str, Any]:
     """Return the ``/models`` document.
 
@@ -20,6 +24,8 @@ def describe(
         manifests: Model name to manifest; the first is the default model's.
         shares: Model name to the share of the users that it answers; 0 where left out.
         categories: Model name to its categories.
+        users: Model name to the ids of some users that it knows.
+        providers: Model name to the execution providers of each of its sessions.
     """
     default = next(iter(manifests), None)
     return {
@@ -32,6 +38,8 @@ def describe(
                 "n_items": manifest.n_items,
                 "dataset": manifest.dataset.model_dump(include={"name", "n_users", "n_items", "n_train"}),
                 "categories": list(categories[name]),
+                "example_users": list(users[name]),
+                "providers": {session: list(got) for session, got in providers[name].items()},
             }
             for name, manifest in manifests.items()
         ]
@@ -56,6 +64,15 @@ def similar_document(item_id: str, model: str, version: str, items: Sequence[Sco
         "model": model,
         "version": version,
         "items": [{"item_id": item.item_id, "title": item.title, "score": item.score} for item in items],
+    }
+
+
+def items_document(model: str, version: str, items: Sequence[DescribedItem]) -> dict[str, Any]:
+    """Return the document of what is known of some items."""
+    return {
+        "model": model,
+        "version": version,
+        "items": [{"item_id": item.item_id, "title": item.title, "categories": item.categories} for item in items],
     }
 
 

@@ -46,7 +46,10 @@ _ERRORS: dict[ErrorCode, tuple[HTTPStatus, str]] = {
     ),
     ErrorCode.URI_TOO_LONG: (HTTPStatus.REQUEST_URI_TOO_LONG, "the address is too long; send a JSON body instead"),
     ErrorCode.HEADERS_TOO_LONG: (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's headers are too long"),
-    ErrorCode.UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a body must be application/json, in UTF-8"),
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE: (
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "a body must be application/json, in UTF-8, not compressed",
+    ),
     ErrorCode.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed; its log says why"),
     ErrorCode.NOT_READY: (HTTPStatus.SERVICE_UNAVAILABLE, "the models are not loaded, or the service is ending"),
     ErrorCode.OVERLOADED: (HTTPStatus.SERVICE_UNAVAILABLE, "too many requests are waiting; try again"),

@@ -9,15 +9,16 @@ import logging
 import re
 import secrets
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from service.http.errors import Errors
 from service.http.ledger import Ledger
-from service.http.reading import BodyTooLongError, ClientGoneError, linger, read_body, replay
+from service.http.reading import BodyTooLongError, ClientGoneError, NoRoomError, linger, read_body, replay
 from service.http.reply import CLOSE, REPLY, Header, Reply
 from service.http.schemas import ErrorCode
+from service.http.timing import ASKED_FOR, timed
 from service.observe.logs import request_id
+from service.page.route import PATHS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -35,11 +36,16 @@ HEALTH = frozenset({"/healthz", "/readyz"})
 _READY = "/readyz"
 _RECOMMEND = "/recommend"
 MOST_URI_BYTES = 2**15
+_MOST_HELD, _MOST_HELD_BODIES = 2**26, 4
+"""Bytes of all bodies in work, or of so many of the longest: more requests may be in work than memory has room for."""
+_UNREAD = {ErrorCode.BODY_TOO_LONG.value, ErrorCode.OVERLOADED.value}
+"""Replies that, where they close the connection, come before the end of the request's body."""
 TASK = "dvib.task"
 """Key of a scope, by which the protocol finds the task of a request whose client is gone."""
 GONE = "dvib.gone"
 """Key of a scope that says so."""
 _SENDER = "dvib.sender"
+_CHUNKED = b"chunked"
 _BEGAN = "dvib.began"
 
 
@@ -95,6 +101,8 @@ class Gate:
         self._key = None if settings.api_key is None else settings.api_key.get_secret_value().encode()
         self._prefix = secrets.token_hex(4).encode()
         self._numbers = itertools.count(1)
+        self._most_held = max(_MOST_HELD, _MOST_HELD_BODIES * settings.max_body_bytes)
+        self._held = 0
         self._work: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -113,6 +121,8 @@ class Gate:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         more = self._more(headers)
         request_id.set(more[0][1])
+        if ASKED_FOR in headers:
+            send = timed(send, began)
         reply = self._refuse(scope, headers)
         if reply is None:
             reply = await self._work_on(scope, headers, receive, send, more)
@@ -131,7 +141,7 @@ class Gate:
         path = scope["path"]
         if path in HEALTH:
             return self._errors.reply(ErrorCode.NOT_READY) if self.draining and path == _READY else None
-        if self._key is not None and not self._carries(self._key, headers):
+        if self._key is not None and not self._carries(self._key, headers) and path not in PATHS:
             return self._errors.reply(ErrorCode.UNAUTHORIZED)
         if len(self._work) >= self._max_in_flight:
             return self._errors.reply(ErrorCode.OVERLOADED)
@@ -166,17 +176,20 @@ class Gate:
             self._timer = loop.call_later(self._timeout_s, self._give_up_late)
         try:
             if _has_body(headers):
-                return await self._with_body(scope, receive, send, more)
+                return await self._with_body(scope, headers, receive, send, more)
             if self._desk is not None and scope["path"] == _RECOMMEND and scope["method"] == "POST":
                 return await self._desk.recommend_plainly(scope["query_string"])
             await self._through(scope, receive, send, more)
             return None
         except asyncio.CancelledError:
             late = task in self._late
-            if not (late or GONE in scope) or _begun(scope):
+            if GONE in scope:
+                task.uncancel()
+                return None
+            if not late or _begun(scope):
                 raise
             task.uncancel()
-            return self._errors.reply(ErrorCode.TIMED_OUT) if late else None
+            return self._errors.reply(ErrorCode.TIMED_OUT)
         except Exception:
             _LOG.exception("a request failed")
             if _begun(scope) and not scope[_SENDER].complete:
@@ -185,20 +198,49 @@ class Gate:
         finally:
             self._work.pop(task, None)
             self._late.discard(task)
+            del scope[TASK]  # what is left is to send the reply
             self.ledger.metrics.in_flight[0] = len(self._work)
 
-    async def _with_body(self, scope: Scope, receive: Receive, send: Send, more: tuple[Header, ...]) -> Reply | None:
+    async def _with_body(
+        self,
+        scope: Scope,
+        headers: MutableMapping[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        more: tuple[Header, ...],
+    ) -> Reply | None:
+        if headers.get(b"transfer-encoding", _CHUNKED).lower() != _CHUNKED:
+            return self._errors.reply(ErrorCode.INVALID_REQUEST, (CLOSE,))
+        parts: list[int] = []
+        try:
+            body = await self._read(receive, parts)
+            if not isinstance(body, bytes):
+                return body
+            await self._through(scope, replay(body, receive), send, more)
+            return None
+        finally:
+            self._held -= sum(parts)
+
+    async def _read(self, receive: Receive, parts: list[int]) -> bytes | Reply | None:
+        """Return a body, or the reply where it is not to be had; note how long its parts are."""
+
+        def take(length: int) -> None:
+            if self._held + length > self._most_held:
+                raise NoRoomError
+            self._held += length
+            parts.append(length)
+
         try:
             async with asyncio.timeout(self._read_timeout_s):
-                body = await read_body(receive, self._max_body_bytes)
+                return await read_body(receive, self._max_body_bytes, take)
         except TimeoutError:
             return self._errors.reply(ErrorCode.REQUEST_TIMEOUT)
         except BodyTooLongError:
             return self._errors.reply(ErrorCode.BODY_TOO_LONG)
+        except NoRoomError:
+            return self._errors.reply(ErrorCode.OVERLOADED, (CLOSE,))
         except ClientGoneError:
             return None
-        await self._through(scope, replay(body, receive), send, more)
-        return None
 
     async def _through(self, scope: Scope, receive: Receive, send: Send, more: tuple[Header, ...]) -> None:
         def note(status: int) -> None:
@@ -218,7 +260,7 @@ class Gate:
         if b"expect" in headers and CLOSE not in more:  # its body may or may not come
             more = (*more, CLOSE)
         await send(reply.start(*more))
-        if reply.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        if reply.code in _UNREAD and CLOSE in reply.headers:
             await send({"type": "http.response.body", "body": reply.body, "more_body": True})
             await linger(receive, self._read_timeout_s)
             await send({"type": "http.response.body", "body": b""})

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 _MEANINGS = {
     "user_id": "the data set's own id; an unknown user gets popular items, or what fits a history that is sent along",
-    "k": "number of items",
+    "k": "number of items, written without a decimal point",
     "model": "a name from /models; where left out, the one that answers this user",
     "exclude_seen": "leave out the user's training items and those of the history",
     "exclude": "ids of items to leave out; unknown ones change nothing",
     "allow": "ids of the only items to choose from; unknown ones add nothing",
     "category": "only items of this category, one of the model's in /models",
     "min_score": "leave out items of a lower score; for popular items, of fewer training interactions",
+    "item_id": "ids of items; unknown ones are left out",
     "history": "ids of items that a user whom the model does not know has liked: the answer is ranked from them",
 }
 _NEEDED = "; needed, in the address or in the body"

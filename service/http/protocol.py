@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.http.errors import Errors
@@ -29,6 +30,9 @@ class Protocol(HttpToolsProtocol):
     its first byte; else 408. So long may also last what follows a reply: the rest of a refused body. A client that
     does not take its reply in is cut off after as long. What a client that has gone was waiting for is given up.
 
+    Only HTTP/1 is spoken: who asks for another protocol beside his request gets the request answered. Trailers are
+    passed over, and neither they nor chunk extensions go on for long.
+
     Attributes:
         settings: Of the service; `with_settings` makes the class for them.
         errors: Error replies.
@@ -48,6 +52,7 @@ class Protocol(HttpToolsProtocol):
     _patience: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _fed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -68,18 +73,66 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        super().data_received(data)
-        in_head = self._in_head()
-        if not in_head and self._working():
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        answering = self._working() and not self._in_head()
+        if answering:
             if self._patience is not None:
                 self._lose_patience()
-            return
-        self._head_bytes += len(data)
-        if in_head and self._head_bytes > _MOST_HEAD_BYTES:
+            if not self.cycle.more_body:
+                return
+        self._head_bytes = 0 if self._fed else self._head_bytes + len(data)
+        self._fed = False
+        if self._head_bytes > _MOST_HEAD_BYTES:
             long_uri = len(self.url) > MOST_URI_BYTES
             self._refuse(ErrorCode.URI_TOO_LONG if long_uri else ErrorCode.HEADERS_TOO_LONG)
-        elif self._patience is None:
+        elif not answering and self._patience is None:
             self._be_patient()
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse, and log nothing of what is no HTTP: anybody could fill the log with it."""
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = memoryview(data)[upgrade.args[0] :]
+                    self._stay()
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _stay(self) -> None:
+        """Parse a request that asks for another protocol once more, as one that does not.
+
+        The parser has passed over its body, which would be taken for the next request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError
+        head = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        head += [
+            b"%b: %b" % (name, _staying(value) if name == b"connection" else value) for name, value in self.headers
+        ]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*head, b"", b""]))
+
+    def on_headers_complete(self) -> None:
+        """See uvicorn."""
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            self.headers = []  # what trailers add is no part of the request
+
+    def on_body(self, body: bytes) -> None:
+        """See uvicorn."""
+        self._fed = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See uvicorn."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the sentence is ours)
         """Refuse what is no HTTP, or an address that the parser does not take for its length."""
@@ -129,6 +182,9 @@ class Protocol(HttpToolsProtocol):
         self._lose_patience()
         if self.transport.is_closing():
             return
+        if self.cycle is not None and not self._in_head() and self.cycle.response_started and self.cycle.more_body:
+            self.transport.close()  # this is the rest of a request that has its reply
+            return
         reply = self.errors.reply(code)
         self.metrics.reply(OTHER, "", reply.status, 0.0)
         self.metrics.refused(reply.code)
@@ -141,3 +197,8 @@ class Protocol(HttpToolsProtocol):
         head = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(STATUS_LINE[reply.status] + head + b"\r\n" + reply.body)
         self.transport.close()
+
+
+def _staying(connection: bytes) -> bytes:
+    """Return a Connection header without the wish for another protocol."""
+    return b",".join(option for option in connection.split(b",") if option.strip().lower() != b"upgrade")

@@ -6,6 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import Message, Receive
 
 _LINGERING_BYTES = 2**26
@@ -15,16 +17,21 @@ class BodyTooLongError(Exception):
     """A body is longer than allowed."""
 
 
+class NoRoomError(Exception):
+    """The bodies of all requests in work would be too long together."""
+
+
 class ClientGoneError(Exception):
     """The client has closed the connection."""
 
 
-async def read_body(receive: Receive, most: float) -> bytes:
+async def read_body(receive: Receive, most: float, take: Callable[[int], None] = lambda _: None) -> bytes:
     """Read a request's body.
 
     Args:
         receive: Of the request.
         most: Bytes.
+        take: Told how long each part is, before it is kept; may raise ``NoRoomError``.
 
     Raises:
         BodyTooLongError: It is longer.
@@ -41,6 +48,7 @@ async def read_body(receive: Receive, most: float) -> bytes:
         length += len(part)
         if length > most:
             raise BodyTooLongError
+        take(len(part))
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _LARGE = 2**15
 """Bytes of a body from which on it is read in a thread, so that others do not wait for it."""
-_PAGE = frozenset({"k", "limit", "model"})
+_PAGE = {number: frozenset({number, "model"}) for number in ("k", "limit")}
+_ITEMS = frozenset({"item_id", "model"})
 
 
 class Routes:
@@ -63,6 +64,15 @@ class Routes:
         batch = await self._read(scope, body, lambda: self._bodies.many(body))
         return self._errors.reply(batch) if isinstance(batch, Refusal) else await self._desk.recommend_batch(batch)
 
+    async def items(self, scope: Scope, _receive: Receive) -> Reply:
+        """Reply with what is known of some items."""
+        given = parameters(scope["query_string"], _ITEMS)
+        if isinstance(given, Refusal):
+            return self._errors.reply(given)
+        item_ids = given.get("item_id", [])
+        wrong = self._limits.many_ids(item_ids, "item_id")
+        return self._errors.reply(wrong) if wrong else await self._desk.items(item_ids, given.get("model"))
+
     async def similar(self, scope: Scope, _receive: Receive) -> Reply:
         """Reply with the items similar to one."""
         given = self._page(scope, b"/items/", b"/similar", "item_id", "k")
@@ -95,7 +105,8 @@ class Routes:
 
     async def _read(self, scope: Scope, body: bytes, read: Callable[[], T | Refusal]) -> T | Refusal:
         types = [value for name, value in scope["headers"] if name == b"content-type"]
-        if len(types) != 1 or not is_json(types[0]):
+        codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
+        if len(types) != 1 or not is_json(types[0]) or any(value.lower() != b"identity" for value in codings):
             return Refusal(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
         if len(body) < _LARGE:
             return read()
@@ -112,7 +123,7 @@ class Routes:
         if not (raw.startswith(before) and raw.endswith(after)):
             return Refusal(ErrorCode.NOT_FOUND)  # the framework takes %73imilar for similar
         name = unquote(raw[len(before) : len(raw) - len(after)].decode("latin-1"), errors="surrogateescape")
-        given = parameters(scope["query_string"], _PAGE)
+        given = parameters(scope["query_string"], _PAGE[number])
         if isinstance(given, Refusal):
             return given
         code = ErrorCode.INVALID_K if number == "k" else ErrorCode.INVALID_LIMIT

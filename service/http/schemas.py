@@ -70,6 +70,22 @@ class SimilarReply(BaseModel):
     items: list[SimilarItem]
 
 
+class DescribedItem(KnownItem):
+    """One item and where it belongs."""
+
+    categories: list[str] = Field(description="sorted; empty where the item has none")
+
+
+class ItemsReply(BaseModel):
+    """Those of the items asked for that the model knows, in the order of the item rows."""
+
+    model_config = _example({**_HEAD, "items": [{**_ITEM, "categories": ["Crime", "Mystery"]}]})
+
+    model: str = ModelName
+    version: str = Version
+    items: list[DescribedItem]
+
+
 class HistoryReply(BaseModel):
     """The items that a user has interacted with in training."""
 
@@ -106,6 +122,11 @@ class ModelInfo(BaseModel):
     version: str = Version
     metrics: dict[str, dict[str, float]] = Field(description="split to metric to value")
     categories: list[str] = Field(description="what `category` may be; empty where the bundle has none")
+    example_users: list[str] = Field(description="a few users with training items, to try the service with")
+    providers: dict[str, list[str]] = Field(
+        description="ONNX Runtime session to the execution providers that it really got, first the one asked first",
+        examples=[{"user_tower": ["CPUExecutionProvider"], "scan": ["CPUExecutionProvider"]}],
+    )
 
 
 class ModelsReply(BaseModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import logging
 import mmap
 import os
 import struct
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
 _MAGIC = b"dvibcel1"
 _HEAD = struct.Struct("<8sQ")
 """What the file is, and how many of its bytes hold entries: written last, so that no reader sees half an entry."""
@@ -77,6 +79,22 @@ class Cells:
         return memoryview(bytearray(8 * count)).cast("d")
 
 
+class LostCells(Cells):
+    """Numbers of a process that has no room in the folder of all: what it shows are those of the others.
+
+    Args:
+        folder: See `SharedCells`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def read(self) -> Iterator[tuple[bool, list[Entry]]]:
+        """Read the numbers of every other process."""
+        return _read_all(self._folder)
+
+
 class SharedCells(Cells):
     """Numbers of this process in a folder of all.
 
@@ -104,20 +122,30 @@ class SharedCells(Cells):
             for ended in folder.glob("*" + _CELLS):
                 if not _locked(ended.with_suffix(_LOCK)):
                     ended.unlink(missing_ok=True)
+        try:
+            self._begin(path)
+        except OSError:
+            os.close(self._lock)  # what the file says is of a process that has ended
+            raise
+
+    def read(self) -> Iterator[tuple[bool, list[Entry]]]:
+        """Read the numbers of every process of the folder, those of earlier ones too."""
+        return _read_all(self._folder)
+
+    def _begin(self, path: Path) -> None:
         lasting = [entry for entry in _read(path) if entry.lasting]
         new = path.with_suffix(".new")
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._used = _HEAD.size
-        self._reserve(_CAPACITY)
+        try:
+            self._reserve(_CAPACITY)
+        except OSError:
+            os.close(self._file)
+            raise
         for entry in lasting:
             self.view(entry.name, len(entry.values), lasting=True)[:] = _array(entry.values)
         self._set_used()
         new.replace(path)  # a reader finds the old file or the new one, and the same sums in both
-
-    def read(self) -> Iterator[tuple[bool, list[Entry]]]:
-        """Read the numbers of every process of the folder, those of earlier ones too."""
-        for path in sorted(self._folder.glob("*" + _CELLS)):
-            yield _locked(path.with_suffix(_LOCK)), _read(path)
 
     def close(self) -> None:
         """Leave the slot to the next process."""
@@ -127,7 +155,10 @@ class SharedCells(Cells):
     def _reserve(self, capacity: int) -> None:
         # Views of the former, smaller map stay valid: both show the same file. Room is taken from the disk at once, for
         # a store into a page that a full disk cannot give would kill the process.
-        os.posix_fallocate(self._file, 0, capacity)
+        try:
+            os.posix_fallocate(self._file, 0, capacity)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
         self._map = mmap.mmap(self._file, capacity)
 
     def _set_used(self) -> None:
@@ -137,8 +168,12 @@ class SharedCells(Cells):
         start = self._used
         values = start + _ENTRY.size + _padded(len(name))
         end = values + 8 * count
-        while end > len(self._map):
-            self._reserve(2 * len(self._map))
+        try:
+            while end > len(self._map):
+                self._reserve(2 * len(self._map))
+        except OSError as error:  # better counted for nobody than a request that fails for it
+            _LOG.error("no room for more metrics, some are not shown: %s", error)
+            return super()._room(name, count, lasting=lasting)
         self._map[start : start + _ENTRY.size] = _ENTRY.pack(len(name), count, lasting)
         self._map[start + _ENTRY.size : start + _ENTRY.size + len(name)] = name
         self._used = end
@@ -196,6 +231,11 @@ def _locked(path: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def _read_all(folder: Path) -> Iterator[tuple[bool, list[Entry]]]:
+    for path in sorted(folder.glob("*" + _CELLS)):
+        yield _locked(path.with_suffix(_LOCK)), _read(path)
 
 
 def _read(path: Path) -> list[Entry]:

@@ -66,6 +66,12 @@ MODEL = Family(
     "Served bundles; during a reload the old version and the new one",
     ("model", "version", "architecture", "variant", "dataset"),
 )
+SESSION = Family(
+    "info",
+    "dvib_serve_session_info",
+    "ONNX Runtime sessions by the execution provider that each really got",
+    ("model", "session", "provider"),
+)
 BUILD = Family("info", "dvib_serve_build_info", "Version of the service", ("version",))
 RELOADS = Family("counter", "dvib_serve_reloads", "Reloads by outcome", ("outcome",))
 GENERATION = Family("gauge", "dvib_serve_generation", "Number of the set of versions that serves")
@@ -81,6 +87,6 @@ FAMILIES = {
     family.name: family
     for family in (
         *(QUEUE, ENGINE, BATCH, DEPTH, RECOMMENDATIONS, REQUEST, REPLIES, REFUSED, IN_FLIGHT, WORKERS, STARTS),
-        *(MODEL, BUILD, RELOADS, GENERATION, RELOADED, NOT_RELOADED, RELOAD_OK),
+        *(MODEL, SESSION, BUILD, RELOADS, GENERATION, RELOADED, NOT_RELOADED, RELOAD_OK),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING
@@ -10,15 +11,16 @@ from typing import TYPE_CHECKING
 import orjson
 
 from service.observe import families
-from service.observe.cells import Cells, SharedCells
+from service.observe.cells import Cells, LostCells, SharedCells
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from export.manifest import Manifest
     from service.observe.families import Family
 
+_LOG = logging.getLogger(__name__)
 SUPERVISOR = "supervisor"
 """The supervisor's slot; workers' are numbers."""
 
@@ -80,6 +82,7 @@ class Metrics:
     Args:
         manifests: Model name to manifest.
         folder: Where all workers of one service keep theirs; None for a worker that is alone.
+        sessions: Model name to the execution providers of each ONNX Runtime session, the one asked first at the front.
 
     Attributes:
         cells: Where they are kept; `service.observe.page` shows them, together with those of other processes.
@@ -87,8 +90,13 @@ class Metrics:
         in_flight: float64 [1], HTTP requests in work.
     """
 
-    def __init__(self, manifests: Mapping[str, Manifest], folder: Path | None = None) -> None:
-        self.cells = Cells() if folder is None else SharedCells(folder)
+    def __init__(
+        self,
+        manifests: Mapping[str, Manifest],
+        folder: Path | None = None,
+        sessions: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    ) -> None:
+        self.cells = Cells() if folder is None else _shared(folder)
         self.models = {name: ModelMetrics(self.cells, name) for name in manifests}
         self.in_flight = _view(self.cells, families.IN_FLIGHT)
         self._replies: dict[tuple[str, str, int], tuple[memoryview[float], Histogram | None]] = {}
@@ -98,6 +106,9 @@ class Metrics:
         for name, manifest in manifests.items():
             labels = (name, manifest.version, manifest.model, manifest.variant, manifest.dataset.name)
             _view(self.cells, families.MODEL, *labels)[0] = 1
+        for name, providers in (sessions or {}).items():
+            for session, got in providers.items():
+                _view(self.cells, families.SESSION, name, session, got[0])[0] = 1
 
     def reply(self, route: str, model: str, status: int, seconds: float) -> None:
         """Count a reply.
@@ -131,6 +142,15 @@ class Metrics:
     def close(self) -> None:
         """Leave the slot to another worker; nothing may be measured afterwards."""
         self.cells.close()
+
+
+def _shared(folder: Path) -> Cells:
+    """Return a worker's cells. Where there is no room for them, it works without being counted."""
+    try:
+        return SharedCells(folder)
+    except OSError as error:
+        _LOG.error("what this worker does is not counted: %s", error)
+        return LostCells(folder)
 
 
 class ReloadMetrics:

@@ -11,11 +11,14 @@ import orjson
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from service.observe.page import page
 from service.process.server import server_config
 from service.process.supervisor import Outcome, StoppingError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+
+    from service.observe.cells import Cells
 
 JSON = "application/json"
 
@@ -30,12 +33,13 @@ class Supervised(Protocol):
         """Reload what is published now, and say how that went."""
 
 
-def create_admin(supervisor: Supervised, token: str) -> FastAPI:
+def create_admin(supervisor: Supervised, token: str, cells: Cells) -> FastAPI:
     """Return the application.
 
     Args:
         supervisor: Does what is asked for.
         token: What a request must carry, as ``Authorization: Bearer TOKEN``.
+        cells: Where everything that is measured can be read, also when no worker answers.
     """
     app = FastAPI(title="dvib-serve admin", docs_url=None, redoc_url=None, openapi_url=None)
     wanted = f"Bearer {token}".encode()
@@ -52,6 +56,11 @@ def create_admin(supervisor: Supervised, token: str) -> FastAPI:
     @app.get("/status")
     async def status() -> Response:
         return _json(supervisor.status())
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        content, media_type = page(cells)
+        return Response(content, media_type=media_type)
 
     @app.post("/reload")
     async def reload() -> Response:

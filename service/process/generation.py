@@ -24,14 +24,20 @@ from typing import TYPE_CHECKING, Any
 
 from service.process import control
 from service.process.endings import EXPECTED, ending_with, how_it_ended, sentence
-from training.common.errors import BundleError
+from service.settings import PREFIX
+from training.common.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from service.engine import Engine
     from service.settings import Settings
 
 _START_S = 60.0
-"""Seconds in which a forked worker must listen."""
+"""Seconds in which a forked worker must listen, where it has nothing to load."""
+_END_S = 2.5
+"""Seconds more than a worker may take to drain: more than it gives itself, less than the supervisor gives all."""
+_LOOK_S = 0.02
 _EARLY_S = 10.0
 """A worker that lives shorter has not worked."""
 _PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -47,7 +53,8 @@ class Place:
     Attributes:
         index: From 0.
         pid: Of the process; 0 where there is none.
-        reports: Where the process says that it listens; -1 when it has.
+        reports: Where the process says that it listens; -1 where nothing more is to come.
+        listens: Whether it has said so.
         began: When it was forked.
         due: When the next one is to be forked.
         early: How many have ended early in a row.
@@ -56,14 +63,10 @@ class Place:
     index: int
     pid: int = 0
     reports: int = -1
+    listens: bool = False
     began: float = 0.0
     due: float = 0.0
     early: int = 0
-
-    @property
-    def listens(self) -> bool:
-        """Whether its process answers."""
-        return self.pid != 0 and self.reports < 0
 
 
 @dataclass
@@ -96,16 +99,13 @@ class Generation:
                 with ending_with(self.lease):
                     self._load()
             self._places = [Place(index) for index in range(self.settings.workers)]
-            self._woken = _wakeup_pipe()
+            self._woken, self._wakes = _wakeup_pipe()
             self._stay()
         except EXPECTED as error:
             control.send(self.control, event=control.FAILED, reason=sentence(error))
             return 2
         self.listener.close()
-        # Workers end by the same lease; whoever waits for this process waits for them.
-        for place in self._places:
-            if place.pid:
-                os.waitpid(place.pid, 0)
+        self._see_workers_off()
         return 0
 
     def _load(self) -> None:
@@ -127,7 +127,7 @@ class Generation:
                 if not place.pid and place.due <= now:
                     self._fork(place)
             dues = [place.due for place in self._places if not place.pid]
-            dues += [place.began + _START_S for place in self._places if place.reports >= 0]
+            dues += [place.began + _START_S for place in self._unheard()]
             reports = {place.reports: place for place in self._places if place.reports >= 0}
             pause = max(0.0, min(dues) - time.monotonic()) if dues else None
             ready, _, _ = select.select([self.lease, self._woken, *reports], [], [], pause)
@@ -157,7 +157,7 @@ class Generation:
             os.close(reads)
             self._become_worker(place, writes)
         os.close(writes)
-        place.pid, place.reports = pid, reads
+        place.pid, place.reports, place.listens = pid, reads, False
 
     def _become_worker(self, place: Place, reports: int) -> None:
         """Run a worker in the process that was forked just now. Does not return."""
@@ -166,7 +166,9 @@ class Generation:
             for number in (signal.SIGCHLD, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            os.close(signal.set_wakeup_fd(-1))
+            # From Python 3.12 on asyncio has done so already, and nothing is left that it could return.
+            signal.set_wakeup_fd(-1)
+            os.close(self._wakes)
             os.close(self._woken)
             for other in self._places:
                 if other.reports >= 0:
@@ -210,10 +212,11 @@ class Generation:
         os.close(place.reports)
         place.reports = -1
         if message is None:
-            return  # it has ended, and is reaped
+            return  # it has ended, or is about to, and will be reaped
         if message["event"] == control.FAILED:
             raise BundleError(message["reason"])
         self._models = message["models"]
+        place.listens = True
         self._tell()
 
     def _reap(self) -> None:
@@ -231,7 +234,7 @@ class Generation:
         """Note that there is no worker, and when the next one is to be forked."""
         if not self._ready:
             raise BundleError(f"a worker {how} before it could answer; its log says why")
-        place.pid, ended = 0, time.monotonic()
+        place.pid, place.listens, ended = 0, False, time.monotonic()
         place.early = place.early + 1 if ended - place.began < _EARLY_S else 0
         pause = _PAUSES_S[min(place.early, len(_PAUSES_S)) - 1] if place.early else 0.0
         place.due = ended + pause
@@ -239,10 +242,25 @@ class Generation:
 
     def _lose_patience(self) -> None:
         """End workers that have been forked and do not listen."""
-        for place in self._places:
-            if place.pid and place.reports >= 0 and time.monotonic() >= place.began + _START_S:
+        for place in self._unheard():
+            if time.monotonic() >= place.began + _START_S:
                 os.kill(place.pid, signal.SIGKILL)
                 place.began = time.monotonic()
+
+    def _unheard(self) -> list[Place]:
+        """Return whose worker should listen by and by; one that loads by itself takes as long as that takes."""
+        return [place for place in self._places if self._engines and place.pid and not place.listens]
+
+    def _see_workers_off(self) -> None:
+        """Wait for the workers, which end by the same lease, and end those that hang: nobody else may be left to."""
+        deadline = time.monotonic() + self.settings.drain_s + _END_S
+        while left := [place for place in self._places if place.pid]:
+            for place in left:
+                if os.waitpid(place.pid, os.WNOHANG)[0]:
+                    place.pid = 0
+                elif time.monotonic() >= deadline:
+                    os.kill(place.pid, signal.SIGKILL)
+            time.sleep(_LOOK_S)
 
     def _tell(self) -> None:
         """Tell the supervisor who answers: all of them at first, then whoever is left."""
@@ -259,10 +277,11 @@ def load(bundles: list[tuple[str, str, str]], settings: Settings) -> dict[str, E
 
     Args:
         bundles: Name, folder and version of each.
-        settings: Threads of a search.
+        settings: Threads of a search, and the provider that must be.
 
     Raises:
         BundleError: A bundle is missing, altered or inconsistent, or of another version.
+        ConfigError: A session did not get the provider that must be.
     """
     from pathlib import Path
 
@@ -276,18 +295,36 @@ def load(bundles: list[tuple[str, str, str]], settings: Settings) -> dict[str, E
                 f"{folder} holds version {engine.manifest.version}, wanted {version}: it was replaced as it was being "
                 "loaded; publish bundles with dvib-export publish"
             )
+        _require(settings.require_provider, name, engine.providers)
         engines[name] = engine
     return engines
 
 
-def _wakeup_pipe() -> int:
-    """Return what becomes readable when a child ends."""
+def _require(wanted: str, model: str, sessions: Mapping[str, Sequence[str]]) -> None:
+    """Compare what every session of a model computes with to what was asked for, if anything was.
+
+    Sessions are opened on the processor: their graphs are one look-up and one product of 8-bit integers, and workers
+    that are forked after loading could not share a GPU. Who relies on one is to learn that at the start.
+
+    Raises:
+        ConfigError: A session computes with something else.
+    """
+    for session, providers in sessions.items():
+        if wanted and providers[0] != wanted:
+            raise ConfigError(
+                f"model {model}: {PREFIX}REQUIRE_PROVIDER wants {wanted}, the session {session} got {providers[0]}; "
+                f"leave the variable out, or set it to {providers[0]}"
+            )
+
+
+def _wakeup_pipe() -> tuple[int, int]:
+    """Return what becomes readable when a child ends, and its other end."""
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
     os.set_blocking(reads, False)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    return reads
+    return reads, writes
 
 
 def main() -> None:

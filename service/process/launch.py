@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _MARGIN_S = 3.0
 """Seconds more than a generation needs to end by itself."""
+_LOOK_S = 0.2
+"""Seconds between two looks at whether a generation that is not ready is still there."""
 
 
 class Launched:
@@ -81,19 +83,23 @@ class Launched:
             listener: Where its workers are to accept.
             on_change: See the class.
         """
-        lease_read, lease = os.pipe()
-        ours, theirs = socket.socketpair()
-        passed = (listener.fileno(), lease_read, theirs.fileno())
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "service.process.generation", *map(str, passed)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=passed,
-            env=environment(settings),
-            # Ctrl-C in a terminal reaches every process of its group: this one alone decides what it means.
-            process_group=0,
-        )
-        os.close(lease_read)
-        theirs.close()
+        with contextlib.ExitStack() as ours_if_it_fails, contextlib.ExitStack() as theirs_alone:
+            lease_read, lease = os.pipe()
+            theirs_alone.callback(os.close, lease_read)
+            ours_if_it_fails.callback(os.close, lease)
+            ours, theirs = socket.socketpair()
+            theirs_alone.enter_context(theirs)
+            ours_if_it_fails.enter_context(ours)
+            passed = (listener.fileno(), lease_read, theirs.fileno())
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "service.process.generation", *map(str, passed)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=passed,
+                env=environment(settings),
+                # Ctrl-C in a terminal reaches every process of its group: this one alone decides what it means.
+                process_group=0,
+            )
+            ours_if_it_fails.pop_all()
         control.send(ours.fileno(), **control.order(settings, targets, number))
         return cls(process, lease, ours, number, on_change)
 
@@ -103,7 +109,14 @@ class Launched:
         Raises:
             BundleError: They never will; says why.
         """
-        await asyncio.shield(self._ready)
+        ended = False
+        while not (await asyncio.wait({self._ready}, timeout=_LOOK_S))[0]:
+            # Its workers, if it had any, hold its connection open, and would for ever. What it has said itself, between
+            # two looks, comes first.
+            if ended:
+                self._never_ready()
+            ended = self.exit_code is not None
+        self._ready.result()
 
     @property
     def exit_code(self) -> int | None:
@@ -148,9 +161,12 @@ class Launched:
         finally:
             writer.close()
             self.pids = []
-            if not self._ready.done():
-                how = how_it_ended(self._process.wait())
-                self._ready.set_exception(BundleError(f"the process that loads the models {how}; its log says why"))
+            self._never_ready()
+
+    def _never_ready(self) -> None:
+        if not self._ready.done():
+            how = how_it_ended(self._process.wait())
+            self._ready.set_exception(BundleError(f"the process that loads the models {how}; its log says why"))
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["event"] == control.FAILED:
@@ -160,7 +176,8 @@ class Launched:
         self.pids = message["pids"]
         if message["event"] == control.READY:
             self.models = message["models"]
-            self._ready.set_result(None)
+            if not self._ready.done():
+                self._ready.set_result(None)
         self._on_change()
 
 
@@ -172,7 +189,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """
     # What the variables say of the service is in its settings; its secrets need not be in one more place.
     variables = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
-    # ONNX Runtime would start a thread of its own as it is loaded, and report to its makers what is run here.
+    # See export.runtime; here it must not be otherwise, whatever somebody has set.
     variables["ORT_DISABLE_TELEMETRY"] = "1"
     if settings.index_threads == 1:
         # A thread that a library starts as it is loaded would not be in the workers.

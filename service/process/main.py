@@ -12,7 +12,8 @@ import typer
 from service.observe.logs import configure_logging
 from service.observe.metrics import ReloadMetrics
 from service.process.metrics_folder import metrics_folder
-from service.process.server import end_at_sigterm, listen, place_of
+from service.process.server import listen, place_of
+from service.process.signals import ignore_from_now_on
 from service.process.supervisor import Supervisor
 from service.process.watch import Watch
 from service.settings import parse_bundles
@@ -39,7 +40,6 @@ def run_service(settings: Settings) -> None:
         BundleError: A bundle is missing, altered or inconsistent.
     """
     folders = parse_bundles(settings.bundles)
-    end_at_sigterm()
     configure_logging(settings, "supervisor")
     with ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
@@ -68,13 +68,16 @@ async def _supervise(
             _LOG.info("admin endpoint on http://%s", place_of(admin))
         typer.echo(f"dvib-serve: listening on http://{place}, models: {models}")
 
-    async with _admin_endpoint(supervisor, settings, admin):
-        await supervisor.run(announce)
+    try:
+        async with _admin_endpoint(supervisor, settings, admin, reloads):
+            await supervisor.run(announce)
+    finally:
+        ignore_from_now_on(asyncio.get_running_loop())
 
 
 @asynccontextmanager
 async def _admin_endpoint(
-    supervisor: Supervisor, settings: Settings, listener: socket.socket | None
+    supervisor: Supervisor, settings: Settings, listener: socket.socket | None, reloads: ReloadMetrics
 ) -> AsyncIterator[None]:
     if listener is None or settings.admin_token is None:
         yield
@@ -82,7 +85,7 @@ async def _admin_endpoint(
     # Who does without it does without its libraries.
     from service.process.admin import AdminServer, create_admin
 
-    server = AdminServer(create_admin(supervisor, settings.admin_token.get_secret_value()))
+    server = AdminServer(create_admin(supervisor, settings.admin_token.get_secret_value(), reloads.cells))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -67,18 +65,6 @@ def _logging(access_log: bool) -> dict[str, Any]:
     config["loggers"]["uvicorn.error"]["level"] = "WARNING"
     config["loggers"]["uvicorn.access"]["level"] = "INFO" if access_log else "WARNING"
     return config
-
-
-def _stop(_signal: int, _frame: object) -> None:
-    sys.exit(0)
-
-
-def end_at_sigterm() -> None:
-    """Make SIGTERM end this process with exit code 0, while it loads and after it has served.
-
-    uvicorn shuts down gracefully, then raises the signal again for the handler that it found: this one.
-    """
-    signal.signal(signal.SIGTERM, _stop)
 
 
 def run_app(

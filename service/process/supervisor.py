@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 from dataclasses import asdict, dataclass
@@ -131,10 +132,10 @@ class Supervisor:
         on_ready(", ".join(f"{model['name']} ({model['model']} {model['version']})" for model in serving.models))
         while True:
             await self._step()
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._settings.watch_s)
-            except TimeoutError:
-                continue
+            # Not wait_for: where it is cancelled just as what it waits for comes, it goes on, and nobody would stop.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.watch_s):
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _step(self) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from service.retrieval.rows import NO_ROWS
-from service.values import KnownItem, ScoredItem
+from service.values import DescribedItem, KnownItem, ScoredItem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,6 +77,16 @@ class Catalogue:
     def known(self, rows: NDArray[np.int32]) -> list[KnownItem]:
         """Return items with their names."""
         return [KnownItem(row, *self._name(row)) for row in rows.tolist()]
+
+    def described(self, rows: NDArray[np.int32]) -> list[DescribedItem]:
+        """Return items with their names and categories. Looks through all categories once, however many items."""
+        found: dict[int, list[str]] = {row: [] for row in rows.tolist()}
+        if self._categories:
+            places = np.flatnonzero(np.isin(self._categories.items, rows))
+            numbers = np.searchsorted(self._categories.offsets, places, side="right") - 1
+            for row, number in zip(self._categories.items[places].tolist(), numbers.tolist(), strict=True):
+                found[row].append(self._categories.names[number])
+        return [DescribedItem(row, *self._name(row), categories) for row, categories in found.items()]
 
 
 def _cached_names(item_ids: StringTable, titles: StringTable) -> Callable[[int], tuple[str, str | None]]:

@@ -137,6 +137,11 @@ class Ranker:
         """
         return self._index.recall(Truth(self._items, vectors, seen)).value
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """ONNX Runtime's execution providers of the scan's session; none where nothing is scanned."""
+        return () if self._scan is None else self._scan.providers
+
     def encode(self, blocks: Iterable[NDArray[np.float32]]) -> Codes | None:
         """Code user vectors once for all queries about them.
 

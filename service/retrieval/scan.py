@@ -96,6 +96,7 @@ class Scan:
 
     Attributes:
         most_users: Users of one scan.
+        providers: ONNX Runtime's execution providers of the session.
 
     Raises:
         ScanError: ONNX Runtime cannot multiply these integers, or not correctly on this machine, or they are too many.
@@ -119,6 +120,7 @@ class Scan:
         self._sums = np.empty((self.most_users, n_items), dtype=np.int32)
         self._users = np.empty((self.most_users, dimension), dtype=np.uint8)
         self._buffers = Buffers(session, self._users, self._sums)
+        self.providers = self._buffers.providers
 
     def _encode(self, items: NDArray[np.float32]) -> NDArray[np.int8]:
         """Set scale and bounds, and return the items' codes, int8 [D, I]."""

@@ -31,11 +31,11 @@ def ranked(rows: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> Rank
     """Return the best k of some items, or all of them where they are fewer.
 
     Args:
-        rows: int64 [n], distinct.
+        rows: int64 [n], strictly ascending.
         scores: float64 [n].
         k: At least 0.
     """
-    order = np.lexsort((rows, -scores))[:k]
+    order = (-scores).argsort(kind="stable")[:k]
     return Ranked(rows[order], scores[order])
 
 

@@ -106,7 +106,7 @@ class Searcher:
             unseen = self._index.candidates(query.vector, query.k, query.seen)
         if len(unseen) < min(query.k, len(self._items) - len(query.seen)):
             return self.all(query)
-        return self.order(query, unseen)
+        return self.order(query, np.sort(unseen))
 
     def _proposed_part(self, query: Query, among: NDArray[np.int32]) -> Ranked:
         """Rank what an index proposes of a part: it proposes the more, the smaller the part.
@@ -119,7 +119,7 @@ class Searcher:
                 proposed = self._index.candidates(query.vector, wanted)
             found = proposed[contained(proposed, among)]
             if len(found) >= query.k:
-                return self.order(query, found)
+                return self.order(query, np.sort(found))
         return self.order(query, among.astype(np.int64))
 
     def all(self, query: Query) -> Ranked:
@@ -130,7 +130,7 @@ class Searcher:
 
     def _rank(self, query: Query, rows: NDArray[np.int64], lowest: float) -> Ranked | None:
         """Return the answer, or None where an item that was not fetched might belong into it."""
-        answer = self.order(query, rows[~contained(rows, query.seen)])
+        answer = self.order(query, np.sort(rows[~contained(rows, query.seen)]))
         error = self._error_per_norm * _norm(query.vector) + self._underflow
         # At least k candidates are left: the fetch counts all seen items, and being smaller than the index it is full.
         return answer if answer.scores[-1] > lowest + error else None
@@ -140,7 +140,7 @@ class Searcher:
 
         Args:
             query: Asks for how many, and of which vector the scores are.
-            rows: int64 [n], distinct.
+            rows: int64 [n], strictly ascending.
         """
         return ranked(rows, exact_scores(self._items, rows, query.vector), query.k)
 

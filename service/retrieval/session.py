@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 
-from export.runtime import CPU
+from export.runtime import CPU, onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +52,9 @@ class Buffers:
         session: With one input and one output, whose first axis is the number of rows.
         taken: The input of the most rows of one call.
         given: The output of as many rows.
+
+    Attributes:
+        providers: What the session really got to compute with, the one that is asked first at the front.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Buffers:
         self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
         self._taken, self._given = taken, given
         self._bound = 0
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
 
     def run(self, count: int) -> None:
         """Compute the first rows of the output from as many of the input.

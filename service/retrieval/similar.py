@@ -73,7 +73,7 @@ class Similar:
         return ranked(rows, scores, k)
 
     def _candidates(self, row: int, k: int) -> NDArray[np.int64]:
-        """Return other items, int64, with the best among them; in any order."""
+        """Return other items, int64, strictly ascending, with the best among them."""
         if self._fits and k < len(self._items) - 1:
             unit = (self._items[row] / self._norms[row]).astype(np.float32)
             if self._index is None:
@@ -81,7 +81,7 @@ class Similar:
             with search_threads(self._threads):
                 found = self._index.candidates(unit, _WIDER * k + _LEAST, np.array([row], dtype=np.int32))
             if len(found) >= k:
-                return found
+                return np.sort(found)
         return np.delete(np.arange(len(self._items)), row)
 
     def _near(self, unit: NDArray[np.float32], row: int, k: int) -> NDArray[np.int64]:

@@ -39,6 +39,7 @@ class UserTower:
 
     Attributes:
         largest_norm: Euclidean norm of the longest user vector.
+        providers: ONNX Runtime's execution providers of the session.
 
     Raises:
         BundleError: The graph does not load, or gives NaN, infinite or misshapen vectors.
@@ -50,6 +51,7 @@ class UserTower:
             self._session = open_session(graph, threads=1)
         self._row, self._vector = np.empty(1, dtype=np.int64), np.empty((1, dimension), dtype=np.float32)
         self._single = Buffers(self._session, self._row, self._vector)
+        self.providers = self._single.providers
         self._n_users = n_users
         self.largest_norm = 0.0
         with _as_bundle_error("run"):

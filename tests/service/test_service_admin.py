@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from service.observe.cells import Cells
 from service.process.admin import create_admin
 from service.process.supervisor import Outcome, StoppingError
 from tests.service.in_process import in_process
 from tests.service.processes import command, generations, run
+from tests.service.scrape import samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +58,9 @@ class Supervised:
         {"X-Api-Key": TOKEN},
     ],
 )
-@pytest.mark.parametrize(("method", "path"), [("GET", "/status"), ("POST", "/reload"), ("GET", "/nothing")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/status"), ("GET", "/metrics"), ("POST", "/reload"), ("GET", "/nothing")]
+)
 def test_without_the_token_nothing_is_told_or_done(method: str, path: str, headers: dict[str, str | bytes]) -> None:
     supervised = Supervised(Outcome("succeeded"))
 
@@ -66,7 +71,7 @@ def test_without_the_token_nothing_is_told_or_done(method: str, path: str, heade
         assert reply.headers["www-authenticate"] == "Bearer"
         assert reply.json()["error"]["code"] == "unauthorized"
 
-    in_process(create_admin(supervised, TOKEN), test, started=False)
+    in_process(create_admin(supervised, TOKEN, Cells()), test, started=False)
     assert not supervised.reloads
 
 
@@ -83,7 +88,7 @@ def test_a_reload_is_answered_with_its_outcome(outcome: Outcome | None, status: 
         reply = await client.post("/reload", headers=BEARER)
         assert (reply.status_code, reply.json()) == (status, wanted)
 
-    in_process(create_admin(Supervised(outcome), TOKEN), test, started=False)
+    in_process(create_admin(Supervised(outcome), TOKEN, Cells()), test, started=False)
 
 
 def test_it_describes_itself_to_nobody() -> None:
@@ -91,7 +96,7 @@ def test_it_describes_itself_to_nobody() -> None:
         for path in ("/docs", "/redoc", "/openapi.json"):
             assert (await client.get(path, headers=BEARER)).status_code == 404
 
-    in_process(create_admin(Supervised(None), TOKEN), test, started=False)
+    in_process(create_admin(Supervised(None), TOKEN, Cells()), test, started=False)
 
 
 def test_it_listens_on_the_loopback_address_alone(serve: StartServer, folder: Path) -> None:
@@ -108,6 +113,10 @@ def test_it_listens_on_the_loopback_address_alone(serve: StartServer, folder: Pa
         assert [worker["pid"] for worker in status["workers"]] == [child.pid for child in generation.children()]
         assert [model["name"] for model in status["models"]] == ["toy"]
         assert status["last_reload"] == {"state": "none", "reason": "", "time": ""}
+        # What the workers count can be read here as well, also when they have no time to say it.
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics", headers=BEARER)
+        assert page.headers["content-type"] == CONTENT_TYPE_LATEST
+        assert samples(page.content)["dvib_serve_workers", frozenset()] == 1
         public = server.url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
         assert httpx.post(f"{public}/reload", headers=BEARER).status_code == 404
         # Neither the command line nor the environment of those that load and answer holds the token.
@@ -122,6 +131,10 @@ def test_it_listens_on_the_loopback_address_alone(serve: StartServer, folder: Pa
         (["--admin-port", "0"], {}, "admin_port and admin_token belong together"),
         ([], {"DVIB_SERVE_ADMIN_TOKEN": TOKEN}, "admin_port and admin_token belong together"),
         (["--admin-port", "0"], {"DVIB_SERVE_ADMIN_TOKEN": "s3cret"}, "DVIB_SERVE_ADMIN_TOKEN"),
+        # A key that no request can carry, such as one with the line end of the file that it was in.
+        (["--admin-port", "0"], {"DVIB_SERVE_ADMIN_TOKEN": "s3cret-and-longer\n"}, "ADMIN_TOKEN: wanted"),
+        ([], {"DVIB_SERVE_API_KEY": "s3cret and longer than that"}, "API_KEY: wanted visible ASCII"),
+        ([], {"DVIB_SERVE_API_KEY": "s3cret-und-länger-als-das"}, "API_KEY: wanted visible ASCII"),
         (["--workers", "2"], {"DVIB_SERVE_INDEX_THREADS": "2"}, "set one of them to 1"),
         (["--workers", "0"], {}, "--workers"),
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.http import batching
-from service.http.batching import Batcher, EngineFailedError, QueueFullError, recommend_all
+from service.http.batching import Batcher, EngineFailedError, QueueFullError
 from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
@@ -372,34 +372,5 @@ def test_who_is_cancelled_makes_room_at_once() -> None:
         await asyncio.gather(*first, *waiting[2:])
         assert gate.batches == [["in flight"], ["3", "5", "6"]]
         batcher.close()
-
-    run(test())
-
-
-def test_many_are_queued_all_or_none_and_leave_together() -> None:
-    async def test() -> None:
-        gates = Gate(), Gate()
-        one, other = (make(gate, max_queue=3) for gate in gates)
-        busy = [*await ask(one, "busy"), *await ask(other, "busy")]
-        questions = [(one, Request("a", 1)), (other, Request("b", 1)), (one, Request("c", 1))]
-        with pytest.raises(QueueFullError):
-            await recommend_all([*questions, (one, Request("d", 1)), (one, Request("e", 1))])
-        assert one.waiting == other.waiting == 0
-        task = asyncio.create_task(recommend_all(questions))
-        await asyncio.sleep(0)
-        assert (one.waiting, other.waiting) == (2, 1)
-        task.cancel()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert one.waiting == other.waiting == 0
-        task = asyncio.create_task(recommend_all(questions))
-        for gate in gates:
-            gate.open.set()
-        assert len(await task) == 3
-        await asyncio.gather(*busy)
-        assert [gate.batches for gate in gates] == [[["busy"], ["a", "c"]], [["busy"], ["b"]]]
-        one.close()
-        other.close()
 
     run(test())

@@ -313,6 +313,29 @@ def test_an_error_is_logged_once_and_replied_once(sends: int, caplog: pytest.Log
     assert gate.in_flight == 0
 
 
+def test_who_goes_in_the_midst_of_a_reply_is_no_error() -> None:
+    class Slow(Failing):
+        async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            scope[GONE] = True
+            await asyncio.sleep(WAIT_S)
+
+    async def nothing(_message: Any = None) -> Any:
+        return None
+
+    async def run() -> None:
+        gate = Gate(Slow(0), Settings())  # type: ignore[arg-type]
+        scope = {"type": "http", "method": "GET", "path": "/x", "query_string": b"", "headers": []}
+        task = asyncio.create_task(gate(scope, nothing, nothing))
+        while GONE not in scope:
+            await asyncio.sleep(0)
+        task.cancel()
+        await task
+        assert gate.in_flight == 0
+
+    asyncio.run(run())
+
+
 def test_nobody_replies_to_who_is_gone(engine: Scripted) -> None:
     options = Settings()
     app = create_app(engines_of(m=engine), options)

@@ -207,6 +207,7 @@ def test_openapi_documents_replies_and_errors(client: httpx.Client) -> None:
     assert set(paths) == {
         "/recommend",
         "/recommend/batch",
+        "/items",
         "/items/{item_id}/similar",
         "/users/{user_id}/history",
         "/models",

@@ -108,6 +108,7 @@ def test_any_id_finds_its_way(client: httpx.Client, odd: Content, name: str) -> 
 
 def test_history_is_cut_where_asked(client: httpx.Client, odd: Content) -> None:
     reply = client.get("/users/%2F/history?limit=2").json()
+    assert client.get("/users/%2F/history?limit=2&k=0").json() == reply  # k is none of its parameters
     seen = odd.seen[ODD.index("/")]
     assert [item["item_id"] for item in reply["items"]] == [odd.item_ids[item] for item in seen[:2]]
     assert reply["n_items"] == len(seen)

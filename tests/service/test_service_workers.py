@@ -23,7 +23,6 @@ from export.index import build_index
 from export.index_tuning import IndexChoice
 from service.engine import Engine
 from service.process.endings import ending_with, how_it_ended
-from service.process.generation import Place
 from tests.helpers_bundle import Content, write_bundle
 from tests.helpers_export import edit_json, reseal
 from tests.service.load import under_load
@@ -274,9 +273,3 @@ with {ending_with.__name__}({reads}):
 )
 def test_how_it_ended(code: int, wanted: str) -> None:
     assert wanted in how_it_ended(code)
-
-
-def test_a_place_listens_from_its_report_on() -> None:
-    assert not Place(0).listens
-    assert not Place(0, pid=1, reports=3).listens
-    assert Place(0, pid=1, reports=-1).listens

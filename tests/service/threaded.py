@@ -15,7 +15,7 @@ import uvicorn
 from service.http.app import create_app
 from service.http.gate import Gate
 from service.http.protocol import Protocol
-from service.values import Recommendation, Request, ScoredItem
+from service.values import DescribedItem, Recommendation, Request, ScoredItem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +44,7 @@ class Scripted:
     boom: BaseException | None = None
     asked: list[list[Request]] = field(default_factory=list)
     categories: tuple[str, ...] = ("rare",)
+    providers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     certificate: bytes = b'{"proof":true}'
 
     def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
@@ -57,6 +58,13 @@ class Scripted:
     def similar(self, item_id: str, k: int) -> list[ScoredItem] | None:
         self._wait()
         return [ScoredItem(0, f"like {item_id}", None, 1.0)][:k]
+
+    def items(self, item_ids: Sequence[str]) -> list[DescribedItem]:
+        self._wait()
+        return [DescribedItem(row, item_id, None, []) for row, item_id in enumerate(item_ids)]
+
+    def some_users(self, count: int) -> list[str]:
+        return [f"u{number}" for number in range(count)]
 
     def history(self, _user_id: str) -> list[KnownItem] | None:
         self._wait()

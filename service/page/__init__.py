@@ -1,0 +1,1 @@
+"""The page at ``/``: what the models recommend, side by side, for people."""

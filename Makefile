@@ -12,6 +12,8 @@ BUNDLES  ?= bundles
 REPORTS  ?= reports
 HOST     ?= 127.0.0.1
 PORT     ?= 8000
+# Test files that run side by side, each in a process with torch.
+JOBS     ?= 2
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -97,7 +99,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

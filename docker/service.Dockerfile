@@ -1,6 +1,8 @@
-# The service: no torch. Build: docker build -f docker/service.Dockerfile -t dvib-service .
-# For a GPU: --build-arg GROUP=gpu (CUDA 12, cuDNN 9; the wheels bring the CUDA libraries).
-FROM python:3.12-slim
+# The service, without torch:   docker build -f docker/service.Dockerfile -t dvib-service .
+# With the wheels for a GPU:    … --build-arg GROUP=gpu   (CUDA 12 and cuDNN 9, which come as wheels too; about 3 GB more)
+# The service itself computes on the processor either way, and says so in GET /models; the GPU is for
+# dvib-export and dvib-bench in the same image.
+FROM python:3.12.12-slim-bookworm AS build
 
 ARG GROUP=cpu
 WORKDIR /opt/dvib
@@ -9,12 +11,26 @@ COPY training training
 COPY export export
 COPY service service
 COPY benchmarks benchmarks
-RUN pip install --no-cache-dir -c constraints.txt ".[service,${GROUP}]" \
-    && useradd --system --uid 10001 dvib
+# What is compiled here need not be compiled at each start, which a read-only image could not keep.
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[service,${GROUP}]" \
+    && /opt/venv/bin/pip uninstall --yes pip
 
-USER dvib
+FROM python:3.12.12-slim-bookworm
+
+RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin dvib \
+    && install --directory --owner dvib --group dvib /published
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    DVIB_SERVE_HOST=0.0.0.0 \
+    DVIB_SERVE_PORT=8000
+
+USER 10001:10001
+WORKDIR /published
 EXPOSE 8000
-ENV DVIB_SERVE_HOST=0.0.0.0 DVIB_SERVE_PORT=8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+STOPSIGNAL SIGTERM
+# No model is loaded yet, or the service ends: unhealthy. Whoever asks needs no key for this.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"DVIB_SERVE_PORT\"]}/readyz', timeout=2)"]
 ENTRYPOINT ["dvib-serve"]

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _LOOK_S = 0.02
-_IDLE_S = 0.4
+_IDLE_S = 1.0
 """Seconds after which a connection without a request is closed as the worker ends.
 
 Closing it at once would cut off whoever is just sending his next request on it: he has no reply and cannot know whether
-it was worked on. Given a moment, that request gets its reply, and with it the news that the connection is to be closed.
+it was worked on. Given a moment, which on a crowded machine is long, that request gets its reply, and with it the news
+that the connection is to be closed.
 """
 _LAST_S = 2.0
 

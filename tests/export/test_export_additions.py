@@ -117,7 +117,7 @@ def test_what_a_new_version_holds(name: str, bundles: dict[str, Path], extended:
         del manifests[0][field], manifests[1][field]
     assert manifests[0] == manifests[1]
     assert (new.manifest.n_items, new.manifest.dataset.n_items) == (45, 41)
-    assert describe({"m": new.manifest}, {}, {"m": ()})["models"][0]["n_items"] == 45
+    assert describe({"m": new.manifest}, {}, {"m": ()}, {"m": ()}, {"m": {}})["models"][0]["n_items"] == 45
 
 
 @pytest.mark.parametrize("name", MODELS)

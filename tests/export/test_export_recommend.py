@@ -48,6 +48,7 @@ CONTENTS = {
         titles=[""],
         seen=[np.array(rows, dtype=np.int32) for rows in ([0], [], [], [])],
         popularity=np.array([1], dtype=np.int64),
+        categories=None,
     ),
 }
 SIZES = {"as usual": (4096, 256, 2**20), "few items at a time": (23, 7, 2**20), "crowded": (16, 5, 40)}

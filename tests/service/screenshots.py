@@ -30,7 +30,8 @@ def _is_painted(page: Page) -> bool:
 
 
 def _is_compared(page: Page) -> bool:
-    return page.inner_text("#status").startswith("For user")
+    text: str = page.inner_text("#status")
+    return text.startswith("For user")
 
 
 def first_paints(browser: Browser, origin: str, *, again: bool) -> tuple[float, int]:

@@ -79,7 +79,8 @@ def items_on(page: Page, side: str) -> list[str]:
 
 
 def status(page: Page) -> str:
-    return page.inner_text("#status")
+    text: str = page.inner_text("#status")
+    return text
 
 
 def test_an_example_user_is_compared(visit: Visit, server: Server, bundles: Bundles) -> None:

@@ -268,7 +268,8 @@ def test_reloads_that_cost_requests_and_reloads_that_never_come(
     assert "requests with no reply" in " ".join(verdict.faults)
     assert verdict.code(check=False) == 1
     assert sum(map(len, run.parts().values())) == len(run.seen.latencies)
-    fine = dataclasses.replace(run, seen=dataclasses.replace(run.seen, errors={}, client_share=0.1, late=np.zeros(3)))
+    seen = dataclasses.replace(run.seen, errors={}, client_share=0.1, late=np.zeros(3))
+    fine = dataclasses.replace(run, seen=seen, failed=[])
     assert reload.judge(fine).code(check=True) == 0
     early = dataclasses.replace(fine, reloads=[*fine.reloads[:2], dataclasses.replace(fine.reloads[2], settled=0.0)])
     assert len(early.parts()["calm"]) <= len(fine.parts()["calm"])

@@ -21,7 +21,7 @@ shared.write(b"x" * {HELD})
 for _ in range(2):
     if not os.fork():
         if not os.fork():
-            print(os.getpid(), flush=True)
+            os.write(1, b"%d\\n" % os.getpid())  # at once: both write into one pipe
         sys.stdin.read()
         os._exit(0)
 sys.stdin.read()

@@ -149,7 +149,9 @@ def scraping(server: Server, folder: Path) -> Iterator[httpx.Client]:
 
 def ready(client: httpx.Client) -> bool:
     try:
-        return bool(ask(client, 'up{job="dvib"} == 1'))
+        # Before it has read its log of old data, which on a crowded machine takes a while, it answers 503.
+        starting = client.get("/query", params={"query": "1"}).status_code == httpx.codes.SERVICE_UNAVAILABLE
+        return not starting and bool(ask(client, 'up{job="dvib"} == 1'))
     except httpx.TransportError:
         return False
 

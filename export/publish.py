@@ -275,7 +275,8 @@ def _pointer_or_none(root: Path) -> str | None:
 def _make_root(root: Path) -> None:
     if root.is_dir() and not _is_folder(root / VERSIONS):
         strange = sorted({path.name for path in root.iterdir() if not path.name.startswith(".")} - _NOT_OURS)
-        if strange:
+        # Another process may have made it a root between the two looks.
+        if strange and not _is_folder(root / VERSIONS):
             raise BundleError(
                 f"{root} holds {shown(strange[0])} and no published bundles; choose an empty or a new folder"
             )

@@ -1,4 +1,4 @@
-"""``dvib-bench overload``, ``soak``, ``workers``, ``reload`` and ``environment``: the service in production."""
+"""``dvib-bench overload``, ``attacks``, ``soak``, ``workers``, ``reload``, ``environment``: a service in production."""
 
 from __future__ import annotations
 
@@ -99,6 +99,37 @@ def overload(
 
 
 @app.command(
+    epilog="Examples: `dvib-bench attacks bundles/baseline --check --json reports/attacks.json`; "
+    "`dvib-bench attacks bundles/baseline --attacks 100 --idle 1000`"
+)
+def attacks(
+    bundle: Bundle,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=1000, help="Rounds of calm and attack.")] = 4,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.5, max=3600, help="Of each stretch.")] = 10.0,
+    rate: Annotated[float, typer.Option("--attacks", min=0.1, max=1000, help="Attacks per second.")] = 20.0,
+    idle: Annotated[int, typer.Option("--idle", min=0, max=10_000, help="Connections that say nothing.")] = 200,
+    k: K = 10,
+    seed: Seed = 0,
+    check: Check = False,
+    json_file: JsonFile = None,
+) -> None:
+    """What others notice of attacks: bodies of 10 MB, ids without end, broken framing, half requests, idle connections.
+
+    Others ask for a quarter of what the service can do, in stretches with and without attacks. Exit code 1: one of
+    them got no right reply, an attack was let through, a process ended, or with --check their p99 has doubled; 4 with
+    --check: the clients set the pace, or there were too few requests or attacks.
+    """
+    require_groups("service", "cpu")
+    from benchmarks.production import attacks as measured
+
+    environment = begin(json_file)
+    options = measured.Options(rounds=rounds, seconds=seconds, attacks=rate, idle=idle, k=k, seed=seed)
+    with _steps(round(2 * rounds * seconds) + 1, "starting the service") as show:
+        run = measured.measure(bundle, options, show)
+    _finish("attacks", measured, run, environment, json_file, check)
+
+
+@app.command(
     epilog="Examples: `dvib-bench soak bundles/baseline --check --json reports/soak.json`; "
     "`dvib-bench soak bundles/baseline --minutes 60 --workers 2`"
 )
@@ -145,8 +176,8 @@ def workers(
     """What another worker costs in memory, and what it brings in requests per second.
 
     The service runs with one worker and then with several, each time until every worker has answered many requests.
-    The sum of their PSS, in which shared memory counts once, may be that of one and 90 MB for each other; likewise that
-    of all processes of the service. Exit code 1: a wrong reply, or with --check a missed bar; 4 with --check: a worker
+    The PSS of all its processes, in which shared memory counts once, may be that with one worker and 90 MB for each
+    other. Exit code 1: a wrong reply, or with --check a missed bar; 4 with --check: a worker
     has hardly been asked.
     """
     require_groups("service", "cpu")

@@ -19,7 +19,11 @@ from benchmarks.production.clients import MODEL, Clients, clients_of
 from benchmarks.production.verdict import Bar, Verdict, faults_of
 
 EACH = 90e6
-"""The bar: bytes that every worker after the first may add."""
+"""The bar: bytes that every worker after the first may add to what all processes of the service hold.
+
+PSS divides a page by the processes that have it, and the one that has loaded the bundle has every page that its workers
+share: alone with one worker it bears half of them, with four a fifth. A sum over the workers alone is therefore shown,
+and not judged: it grows though nothing is added."""
 MANY = 50
 """Requests that every worker must have answered, at the least, before its memory is read."""
 _PER_WORKER = 16
@@ -162,19 +166,10 @@ def _work(
 def judge(run: Run) -> Verdict:
     """Say what the run says."""
     more = EACH * (run.options.workers - 1)
-    text = f"PSS of {{}} of {run.options.workers} workers"
     bars = [
         Bar(
-            "workers",
-            text.format("the workers"),
-            run.many.proportional / 1e6,
-            (run.one.proportional + more) / 1e6,
-            "MB",
-            f"(one worker {run.one.proportional / 1e6:.1f} MB)",
-        ),
-        Bar(
             "tree",
-            text.format("all processes"),
+            f"PSS of all processes with {run.options.workers} workers",
             run.many.tree.proportional / 1e6,
             (run.one.tree.proportional + more) / 1e6,
             "MB",
@@ -201,7 +196,10 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
         yield f"{len(held.workers):<8}{held.speed:>9.0f}{held.processes:>11}{all_:>12.1f}    {each}"
     if max(run.one.client_share, run.many.client_share) > 0.9:
         yield "the client was busy and may have set the pace of what is answered per second"
-    yield "PSS shares what n processes have in common by n: the process that has loaded the bundle takes its part, too"
+    yield (
+        f"the workers alone: {run.many.proportional / 1e6:.1f} MB, one {run.one.proportional / 1e6:.1f} MB; of what "
+        "they share, the process that has loaded the bundle bears a part, the smaller the more they are"
+    )
     yield from verdict.lines()
 
 

@@ -74,6 +74,17 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         self._unset_keepalive_if_required()
+        if len(data) <= _MOST_HEAD_BYTES:
+            self._take(data)
+            return
+        # Of headers without end no more is parsed than it takes to see that they are too long.
+        whole = memoryview(data)
+        for start in range(0, len(data), _MOST_HEAD_BYTES):
+            if self.transport.is_closing():
+                return
+            self._take(whole[start : start + _MOST_HEAD_BYTES])
+
+    def _take(self, data: bytes | memoryview) -> None:
         self._feed(data)
         answering = self._working() and not self._in_head()
         if answering:

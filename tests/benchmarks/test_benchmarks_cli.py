@@ -14,7 +14,7 @@ from tests.benchmarks.helpers import Bench, read_json
 COMMANDS = (
     *("training", "ranking", "memory", "latency", "load", "stages", "growth", "peers", "all-users"),
     *("quality", "matrix", "index", "export"),
-    *("overload", "soak", "workers", "reload", "environment"),
+    *("overload", "attacks", "soak", "workers", "reload", "environment"),
 )
 
 

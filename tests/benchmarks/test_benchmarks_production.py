@@ -225,7 +225,7 @@ def test_workers_that_share_and_workers_that_do_not(
     first = workers.Held([little], little, 1, [100.0], [10.0], {}, 0.1)
     run = workers.Run(asked, two, first, workers._held(asked, two, 2, lambda _: None))
     verdict = workers.judge(run)
-    assert met(verdict) == {"workers": False, "tree": False}
+    assert met(verdict) == {"tree": False}
     assert verdict.code(check=True) == 1
     idle = dataclasses.replace(run, many=dataclasses.replace(run.many, answered=[100.0, 4.0]))
     assert workers.judge(idle).code(check=True) == 4

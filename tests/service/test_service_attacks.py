@@ -13,8 +13,9 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from benchmarks.production.attacker import WAIT_S, Connection, right_reply, wrong_with
+from benchmarks.production.hostile import LIMITS, all_attacks
 from service.values import Request
-from tests.service.attacks import ATTACKS, PROBE, WAIT_S, Attack, Connection
 from tests.service.processes import STOP_S, tree
 from tests.service.reference import Reference
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from tests.helpers_bundle import Content
     from tests.service.processes import StartServer
 
-LIMITS = {"DVIB_SERVE_READ_TIMEOUT_S": "2", "DVIB_SERVE_MAX_FILTER_IDS": "1000"}
 IDLE, ROUNDS = 200, 2
 
 
@@ -79,42 +79,17 @@ def neighbours(url: str, content: Content) -> Iterator[list[Neighbour]]:
             thread.join()
 
 
-def wrong_with(attack: Attack, port: int, right: bytes) -> str:
-    """Attack, and return what is wrong with what comes of it; empty where nothing is.
-
-    The only reply is the attack's own: what is asked over its connection afterwards gets the next one, or none.
-    """
-    with Connection(port) as connection:
-        for number, part in enumerate(attack.parts):
-            if number:
-                connection.pause(0.2)
-            connection.send(part)
-        reply = connection.reply()
-        if reply is None:
-            return "" if attack.may_be_lost else f"{attack.name}: no reply"
-        if reply.status not in {attack.status, attack.or_status} or attack.code not in {"", reply.code}:
-            return f"{attack.name}: {reply.status} {reply.body[:200]!r}"
-        if reply.request_id in {"smuggled", "probe"}:
-            return f"{attack.name}: took a request's body or trailer for its headers"
-        if reply.status == 200 and reply.body != right and b'"alive"' not in reply.body:
-            return f"{attack.name}: answered wrongly, {reply.body[:200]!r}"
-        connection.send(PROBE)
-        after = connection.reply()
-        if after is not None and (after.request_id, after.body) != ("probe", right) and not attack.may_be_lost:
-            return f"{attack.name}: the next request got {after}"
-        return "" if after is None or after.request_id != "smuggled" else f"{attack.name}: smuggled"
-
-
 def test_attacks_are_refused_and_harm_nobody(serve: StartServer, folder: Path, content: Content) -> None:
     with serve("--bundle", f"toy={folder}", "--port", "0", **LIMITS) as server:
         port = int(server.url.rpartition(":")[2])
         before = [process.pid for process in tree(server)]
-        right = httpx.post(f"{server.url}/recommend?user_id=u-2&k=3").content
+        right, attacks = right_reply(port), all_attacks()
+        assert right == httpx.post(f"{server.url}/recommend?user_id=u-2&k=3").content
         with neighbours(server.url, content) as people, ThreadPoolExecutor(16) as pool, ExitStack() as idlers:
             idle = [idlers.enter_context(Connection(port)) for _ in range(IDLE)]
             for _ in range(ROUNDS):
                 done = [one.answered for one in people]
-                wrong = list(pool.map(lambda attack: wrong_with(attack, port, right), ATTACKS))
+                wrong = list(pool.map(lambda attack: wrong_with(attack, port, right), attacks))
                 assert [one for one in wrong if one] == []
                 assert all(one.answered > number for one, number in zip(people, done, strict=True))
             assert [connection.reply() for connection in idle] == [None] * IDLE

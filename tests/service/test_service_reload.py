@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from export import bundle
+from export.bundle import BundleReader
 from export.publish import CURRENT, VERSIONS, publish
 from tests.helpers_bundle import make_content, write_bundle
 from tests.service.load import under_load
@@ -231,12 +232,13 @@ def test_a_bundle_without_a_root_is_watched_too(serve: StartServer, bundles: lis
     place = tmp_path / "place"
     shutil.copytree(bundles[0], place)
     with operated(serve, place) as operator:
-        before = operator.version()
         shutil.copytree(bundles[1], tmp_path / "next")
         place.rename(tmp_path / "old")
         (tmp_path / "next").rename(place)
-        until(lambda: operator.version() != before, what="another version")
-        assert httpx.post(f"{operator.server.url}/recommend?user_id=u-1").json()["version"] == operator.version()
+        with BundleReader(place) as reader:
+            version = reader.manifest.version
+        operator.until_state("succeeded", version)
+        assert httpx.post(f"{operator.server.url}/recommend?user_id=u-1").json()["version"] == version
 
 
 @pytest.mark.parametrize("moment", ["loading", "reloading"])

@@ -1,17 +1,19 @@
-"""Requests that somebody sends who means no good, byte by byte, and what each has to get."""
+"""Requests that somebody sends who means no good, byte by byte, and what each has to get.
+
+Their service may take no more than ``LIMITS`` allow. Whoever can be answered is ``u-2``, known to it or not.
+"""
 
 from __future__ import annotations
 
-import json
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.parse import quote
 
-WAIT_S = 30
-SMUGGLED = b"smuggled"
+LIMITS = {"DVIB_SERVE_READ_TIMEOUT_S": "2", "DVIB_SERVE_MAX_FILTER_IDS": "1000"}
+PATIENCE_S = 2.0
+"""Seconds for which `LIMITS` let a connection without a request stay."""
 PROBE = b"POST /recommend?user_id=u-2&k=3 HTTP/1.1\r\nHost: x\r\nX-Request-ID: probe\r\n\r\n"
+SMUGGLED, PROBED = "smuggled", "probe"
+"""Request ids of what hides in other requests and of the probe."""
 _INNER = b"POST /recommend?user_id=smuggled HTTP/1.1\r\nHost: x\r\nX-Request-ID: smuggled\r\n\r\n"
 _JSON = b"Content-Type: application/json\r\n"
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -19,24 +21,12 @@ _BODY = b'{"user_id":"u-2","k":3}'
 _LARGE = 10_000_000
 
 
-class Reply(NamedTuple):
-    """A reply: its status, its request's id and its body; the error's code where it is one."""
-
-    status: int
-    request_id: str
-    body: bytes
-
-    @property
-    def code(self) -> str:
-        return str(json.loads(self.body)["error"]["code"]) if self.status >= 400 and self.body else ""
-
-
 @dataclass(frozen=True)
 class Attack:
     """What is sent over one connection.
 
     Attributes:
-        name: For the test's message.
+        name: For people.
         parts: Sent one after the other; after the first comes a pause in which the server may reply already.
         status: Of the only reply.
         code: Of its error; empty where it does not matter. A reply 200 must be the one to `PROBE`'s question.
@@ -281,53 +271,6 @@ def _of_patience() -> list[Attack]:
     ]
 
 
-ATTACKS = [*_of_queries(), *_of_bodies(), *_of_methods(), *_of_framing(), *_of_patience()]
-
-
-class Connection:
-    """A connection to a server, from which replies are read one by one."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._data = b""
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, data: bytes) -> None:
-        """Send as much as the server takes."""
-        with suppress(ConnectionError):
-            self._socket.sendall(data)
-
-    def pause(self, seconds: float) -> None:
-        """Wait, or less where something comes."""
-        self._socket.settimeout(seconds)
-        with suppress(TimeoutError, ConnectionError):
-            self._data += self._socket.recv(2**16)
-        self._socket.settimeout(WAIT_S)
-
-    def reply(self) -> Reply | None:
-        """Read a reply; None where the connection ends instead."""
-        while b"\r\n\r\n" not in self._data:
-            if not self._more():
-                return None
-        head, _, self._data = self._data.partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-        length = int(headers["content-length"])
-        while len(self._data) < length:
-            assert self._more(), "a reply is cut off"
-        body, self._data = self._data[:length], self._data[length:]
-        return Reply(int(first.split()[1]), headers["x-request-id"], body)
-
-    def _more(self) -> bool:
-        try:
-            part = self._socket.recv(2**16)
-        except ConnectionError:
-            return False
-        self._data += part
-        return bool(part)
+def all_attacks() -> list[Attack]:
+    """Return one of every kind, some 100 MB in all."""
+    return [*_of_queries(), *_of_bodies(), *_of_methods(), *_of_framing(), *_of_patience()]

@@ -36,6 +36,7 @@ from training.common.categories import ItemCategories
 from training.common.errors import CheckpointError, DataError, first_problem
 from training.common.folders import atomic_folder, write_atomically
 from training.common.strings import StringTable
+from training.common.tensor_files import disk_errors
 from training.config import RunConfig
 from training.data.dataset import SPLITS, Dataset, Interactions
 
@@ -100,7 +101,7 @@ def versions() -> dict[str, str]:
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
     """Write a data set's files, to be shared by all checkpoints of a run."""
-    with atomic_folder(folder) as fresh:
+    with disk_errors(folder), atomic_folder(folder) as fresh:
         graph: dict[str, NDArray[Any]] = {}
         for split in SPLITS:
             graph[f"{split}.users"] = dataset.splits[split].users
@@ -130,7 +131,7 @@ def save_checkpoint(
         dvib: The objective's own tensors, possibly none.
         data_folder: What ``save_dataset`` wrote.
     """
-    with atomic_folder(folder) as fresh:
+    with disk_errors(folder), atomic_folder(folder) as fresh:
         save_tensors({name: value.detach().cpu().contiguous() for name, value in model.items()}, fresh / MODEL)
         save_tensors({name: value.detach().cpu().contiguous() for name, value in dvib.items()}, fresh / DVIB)
         for name in DATA_FILES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,8 @@ from training.models import MODELS, model_class
 from training.passes import Precision
 from training.robust.config import RobustConfig
 from training.settings import SECTIONS, Setting, layers
+
+_VARIANT = "dvib.variant"
 
 
 class TrainingConfig(BaseModel):
@@ -88,6 +90,9 @@ def _parse_override(text: str, known: Iterable[str]) -> tuple[str, str, Any]:
     if not separator:
         raise ConfigError(f"--set wants key=value, got '{text}', for example --set training.learning_rate=0.003")
     names = list(known)
+    if key == _VARIANT:
+        choice = value.strip() if value.strip() in get_args(Variant) else "none, constant or adaptive"
+        raise ConfigError(f"{key} is chosen by --dvib, and presets depend on it; pass --dvib {choice}")
     if key not in names:
         raise ConfigError(f"unknown key '{key}'{nearest(key, names)}")
     section, _, name = key.partition(".")
@@ -115,8 +120,24 @@ def schemas(model_name: str) -> dict[str, type[BaseModel]]:
 def known_keys(model_name: str) -> list[str]:
     """Return every dotted key that ``--set`` takes for a model."""
     keys = [f"{section}.{name}" for section, schema in schemas(model_name).items() for name in schema.model_fields]
-    keys.remove("dvib.variant")  # chosen by --dvib, because presets depend on it
+    keys.remove(_VARIANT)  # chosen by --dvib, because presets depend on it
     return keys
+
+
+def _refuse_booleans(section: str, schema: type[BaseModel], values: Mapping[str, Any]) -> None:
+    """Refuse true and false where a number is wanted: pydantic would take them for 1 and 0."""
+    for name, value in values.items():
+        kinds = _kinds(schema.model_fields[name].annotation) if name in schema.model_fields else set[type]()
+        parts = value if isinstance(value, list | tuple) else [value]
+        wrong = [part for part in parts if isinstance(part, bool)]
+        if wrong and kinds & {int, float} and bool not in kinds:
+            raise ConfigError(f"{section}.{name}: a number is wanted, got {wrong[0]}")
+
+
+def _kinds(annotation: object) -> set[type]:
+    """Return every plain type that an annotation is made of."""
+    own = {annotation} if isinstance(annotation, type) else set()
+    return own.union(*map(_kinds, get_args(annotation)))
 
 
 def preset_settings(model_name: str, dataset: str, variant: Variant, preset: Preset) -> dict[str, dict[str, Setting]]:
@@ -168,6 +189,8 @@ def build_config(
     for text in overrides:
         section, name, value = _parse_override(text, keys)
         sections[section][name] = value
+    for section, schema in schemas(model_name).items():
+        _refuse_booleans(section, schema, sections[section])
     sections["dvib"]["variant"] = variant
     where: tuple[str, ...] = ("model",)
     try:

@@ -8,6 +8,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from training.checkpoint import BEST, INFO, CheckpointInfo, read_info
 from training.common.errors import CheckpointError, ConfigError, nearest
 from training.common.folders import atomic_file
 from training.resume import LOG
@@ -54,9 +57,30 @@ def read_log(run: Path) -> list[dict[str, float]]:
     return entries
 
 
-def best_epoch(entries: Sequence[Entry], metric: str) -> int:
-    """Return the first epoch with the largest value of a validation metric."""
-    return int(max(entries, key=lambda entry: (entry[f"valid/{metric}"], -entry["epoch"]))["epoch"])
+def best_epoch(entries: Sequence[Entry], metric: str, decimals: int | None = None) -> int:
+    """Return the first epoch with the largest value of a validation metric.
+
+    Args:
+        entries: The log.
+        metric: Its name.
+        decimals: Round before comparing, as early stopping does; None compares exactly.
+    """
+
+    def place(entry: Entry) -> tuple[float, float]:
+        value = entry[f"valid/{metric}"]
+        return (value if decimals is None else round(value, decimals), -entry["epoch"])
+
+    return int(max(entries, key=place)["epoch"])
+
+
+def _decimals(run: Path, metric: str) -> int | None:
+    """Return to how many decimals a run rounds a metric; None for another than it monitors."""
+    try:
+        training = CheckpointInfo.model_validate(read_info(run / BEST / INFO)).config.training
+    except (CheckpointError, ValidationError):
+        # A log is drawn without a checkpoint that can be read, too.
+        return None
+    return training.monitor_decimals if metric == training.monitor else None
 
 
 def draw_curves(run: Path, metric: str | None = None) -> list[Path]:
@@ -90,10 +114,10 @@ def draw_curves(run: Path, metric: str | None = None) -> list[Path]:
         FigureCanvasAgg(figure)
         axes: list[Axes] = list(figure.subplots(1, 3 if worth else 2))
         _draw_losses(axes[0], entries)
-        _draw_metric(axes[1], entries, chosen)
+        _draw_metric(axes[1], entries, chosen, _decimals(run, chosen))
         if worth:
             _draw_worth(axes[2], entries)
-        figure.suptitle(run.resolve().name)
+        figure.suptitle(run.resolve().name, parse_math=False)
         paths = [run / f"{CURVES}.{kind}" for kind in FORMATS]
         for path, kind in zip(paths, FORMATS, strict=True):
             with atomic_file(path) as fresh:
@@ -113,9 +137,9 @@ def _draw_losses(axes: Axes, entries: Sequence[Entry]) -> None:
     axes.legend(fontsize="small")
 
 
-def _draw_metric(axes: Axes, entries: Sequence[Entry], metric: str) -> None:
+def _draw_metric(axes: Axes, entries: Sequence[Entry], metric: str, decimals: int | None) -> None:
     _lines(axes, entries, {f"valid/{metric}": metric})
-    best = best_epoch(entries, metric)
+    best = best_epoch(entries, metric, decimals)
     value = next(entry[f"valid/{metric}"] for entry in entries if entry["epoch"] == best)
     axes.axvline(best, color="0.6", linewidth=0.8)
     axes.plot([best], [value], linestyle="none", marker="*", markersize=14, color="0.0")

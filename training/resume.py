@@ -17,6 +17,7 @@ from torch import Tensor
 from training.checkpoint import BEST, DATA_FILES, INFO, SCHEMA_VERSION, read_info
 from training.common.errors import CheckpointError
 from training.common.folders import atomic_folder, write_atomically
+from training.common.tensor_files import disk_errors
 
 LAST = "last"
 DATA = "data"
@@ -97,7 +98,7 @@ def save_resume_state(
         for name, parameter in source.named_parameters()
         for quantity, value in source.optimiser.state.get(parameter, {}).items()
     }
-    with atomic_folder(out / LAST) as fresh:
+    with disk_errors(out / LAST), atomic_folder(out / LAST) as fresh:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, fresh / _PARAMETERS)
         save_file(moments, fresh / _OPTIMISER)
         write_atomically(fresh / _STATE, json.dumps({"schema_version": SCHEMA_VERSION, **document}))

@@ -26,13 +26,13 @@ from training.checkpoint import (
     versions,
 )
 from training.common.errors import CheckpointError, ConfigError
-from training.common.folders import write_atomically
+from training.common.folders import remove_folder, settle_retired, write_atomically
 from training.config import RunConfig
 from training.data.dataset import Dataset
 from training.epoch import EpochRunner
 from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate_model
 from training.reporting import Reporter, SilentReporter
-from training.resume import DATA, LOG, ResumeState, check_run_folder, load_resume_state, save_resume_state
+from training.resume import DATA, LAST, LOG, ResumeState, check_run_folder, load_resume_state, save_resume_state
 from training.stopping import EarlyStopping
 from training.watch.alarms import Alarms
 
@@ -109,12 +109,22 @@ class Trainer:
             The best checkpoint's description, with test metrics unless ``test`` is false.
 
         Raises:
-            CheckpointError: The run in ``out`` has another configuration or other data.
+            CheckpointError: The run in ``out`` has another configuration or other data, lacks the state to resume
+                from, or ends before the epoch of its best checkpoint.
             DivergedError: The loss or its gradient became infinite or NaN. What earlier epochs left stays as it is.
         """
         check_run_folder(self.out)
+        if resume:
+            for name in (BEST, LAST):
+                settle_retired(self.out / name)
         state = load_resume_state(self.out) if resume else None
-        if state is None or not (self.out / BEST).exists():
+        begun = (self.out / BEST).exists()
+        if resume and begun and state is None:
+            raise CheckpointError(
+                f"{self.out} holds a checkpoint but no state to resume from ({LAST} is missing); "
+                "pass --overwrite to train anew, or choose another --out"
+            )
+        if state is None or not begun:
             # A run that has not finished its first epoch holds nothing to go on from.
             self._start()
         else:
@@ -126,6 +136,12 @@ class Trainer:
                 self._save_state()
                 saved = time.monotonic()
         best = load_checkpoint(self.out)
+        if best.info.epoch != self.progress.stopping.best_epoch:
+            # A kill can leave a checkpoint that is newer than the state, and this run has ended before that epoch.
+            raise CheckpointError(
+                f"{self.out}: the best checkpoint is of epoch {best.info.epoch}, which this run ends without; "
+                f"resume with at least --epochs {best.info.epoch} and the patience that it was started with"
+            )
         if best.info.finished and len(best.info.history) == self.progress.epoch:
             return best.info
         self._save_state()
@@ -135,6 +151,10 @@ class Trainer:
         return not self.progress.stopping.stop and self.progress.epoch < self.config.training.epochs
 
     def _start(self) -> None:
+        # An earlier run's state must not stand beside the new one's data. Its checkpoint stays until the first better
+        # one takes its place.
+        if (self.out / LAST).exists():
+            remove_folder(self.out / LAST)
         save_dataset(self.dataset, self.out / DATA)
         self._write_log()
         self._save_state()

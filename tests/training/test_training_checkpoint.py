@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tests.helpers_training import VARIANTS, make_config, planted_blocks, same_tensors, trained
@@ -33,6 +36,7 @@ from training.common.categories import ItemCategories
 from training.common.choices import Variant
 from training.common.errors import CheckpointError
 from training.common.strings import StringTable
+from training.common.tensor_files import disk_errors
 from training.data.dataset import Dataset
 
 CATEGORIES = ItemCategories.of(np.arange(40) % 37, ["even", "ungerade ü"] * 20)
@@ -276,6 +280,26 @@ def test_an_error_while_saving_keeps_the_old_checkpoint(run: Path) -> None:
         save_checkpoint(run / "best", found.info, {}, {}, run / "data")
     assert {name: (run / "best" / name).read_bytes() for name in FILES} == before
     assert sorted(path.name for path in run.iterdir()) == ["best", "data"]
+
+
+def test_a_disk_that_takes_no_more_is_an_error_of_the_system(run: Path) -> None:
+    before = {name: (run / "best" / name).read_bytes() for name in FILES}
+    found = load_checkpoint(run)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_checkpoint(run / "best", found.info, {"a": torch.zeros(10_000)}, {}, run / "data")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(run / "best"))
+    assert {name: (run / "best" / name).read_bytes() for name in FILES} == before
+    assert sorted(path.name for path in run.iterdir()) == ["best", "data"]
+
+
+def test_other_mistakes_in_writing_tensors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError, match="a header too long"), disk_errors(tmp_path):
+        raise SafetensorError("a header too long")
 
 
 def test_models_see_copies_of_read_only_data() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -9,6 +10,7 @@ from typing import get_args
 import pytest
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from tests.helpers_training import make_config, planted_blocks, trained, write_mmrec
 from training.checkpoint import INFO, MODEL, load_checkpoint
@@ -114,6 +116,63 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(
     assert (info.config.training.seed, len(info.history)) == (3, 1)
 
 
+def held(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_refuses_to_train_anew_loses_nothing(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, data_dir, "--epochs", 1) == 0
+    before = held(tmp_path)
+    for refused in ("training.precision=float16", "training.monitor=recall@61"):  # known once the data are there
+        assert fit(tmp_path, data_dir, "--overwrite", "--set", refused) == 2
+        assert held(tmp_path) == before
+    capsys.readouterr()
+    assert fit(tmp_path, data_dir, "--epochs", 2, "--resume") == 0
+    assert [line[:9] for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")] == ["epoch   2"]
+
+
+def test_a_run_without_its_state_is_not_trained_anew_unasked(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path, data_dir, "--epochs", 1) == 0
+    shutil.rmtree(tmp_path / "last")
+    before = held(tmp_path)
+    capsys.readouterr()
+    assert fit(tmp_path, data_dir, "--epochs", 2, "--resume") == 2
+    assert (
+        f"{tmp_path} holds a checkpoint but no state to resume from (last is missing); pass --ov"
+        in capsys.readouterr().err
+    )
+    assert held(tmp_path) == before
+    assert fit(tmp_path, data_dir, "--epochs", 2, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("name", ["m/[/b]", "r[lr=1]", r"$\frac$"])
+def test_a_folders_name_is_no_markup(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert fit(tmp_path / name, data_dir, "--epochs", 1) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith(f"{tmp_path / name}: best epoch 1 of 1, validation recall@10 0.")
+    assert shown[1].startswith(f"curves: {tmp_path / name}/curves.png, ")
+
+
+@pytest.mark.parametrize("writer", ["checkpoint.save_arrays", "checkpoint.save_tensors", "resume.save_file"])
+def test_a_full_disk_is_one_line(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(f"training.{writer}", full)
+    assert fit(tmp_path / "run", data_dir, "--epochs", 1) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"dvib-train: {tmp_path / 'run'}")
+    assert last.endswith(": No space left on device")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,7 +180,11 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(
         (("--model", "vbrp"), "no model 'vbrp'; did you mean 'vbpr'?"),
         (("--device", "tpu7"), "no device 'tpu7'"),
         (("--device", "meta"), "no device 'meta'"),
-        (("--set", "dvib.variant=adaptive"), "unknown key 'dvib.variant'"),
+        (
+            ("--set", "dvib.variant=adaptive"),
+            "dvib.variant is chosen by --dvib, and presets depend on it; pass --dvib adaptive",
+        ),
+        (("--set", "training.seed=true"), "training.seed: a number is wanted, got True"),
         (("--set", "dvib.net_phi_hidden=[-1]"), "dvib.net_phi_hidden.0"),
         (("--set", "training.batch_size=99999999999999999999999"), "training.batch_size"),
         (("--set", "training.learning_rate=.inf"), "training.learning_rate"),

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import shlex
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tests.helpers_training import make_config, planted_blocks
+from tests.helpers_training import make_config, planted_blocks, write_mmrec
 from tests.training.commands import command, error_line
 from training.build import load_model
 from training.checkpoint import load_checkpoint
 from training.common.choices import Variant
 from training.common.errors import CheckpointError, ConfigError
+from training.data.load import load_dataset
 from training.runs.compare import Comparison, chosen_metrics, compare
 from training.runs.found import read_runs
 from training.runs.paired import paired
@@ -190,6 +193,46 @@ def test_namesakes_are_told_apart_by_what_differs(runs: Path, tmp_path: Path) ->
     assert "± " not in markdown(found).split("training.epochs=1) | 1 | ")[1].splitlines()[0]
 
 
+def test_runs_on_other_features_are_another_line(runs: Path, tmp_path: Path) -> None:
+    other = replace(DATASET, features={name: 2 * matrix for name, matrix in DATASET.features.items()})
+    for seed in (0, 3):
+        config = make_config("none", "training.epochs=3", f"training.seed={seed}", "dvib.gamma_r=0.1")
+        Trainer(config, other, tmp_path / str(seed)).fit()
+    found = compare(read_runs([runs / "plain", tmp_path, runs / "dvib"]), metrics=["recall@5"])
+    assert [(line.label, line.seeds) for line in found.lines] == [
+        (f"vbpr (data={DATASET.fingerprint()[:8]})", [0, 1, 2]),
+        (f"vbpr (data={other.fingerprint()[:8]})", [0, 3]),
+        ("vbpr + DVIB adaptive", [0, 1, 2]),
+    ]
+    assert found.lines[2].baseline == found.lines[0].label
+
+
+def test_runs_that_differ_in_their_logs_alone_are_one_line(runs: Path, tmp_path: Path) -> None:
+    settings = ("training.epochs=3", "dvib.gamma_r=0.1", "training.watch_every=0")
+    Trainer(make_config("none", *settings, "training.seed=3"), DATASET, tmp_path / "a").fit()
+    found = compare(read_runs([runs / "plain", tmp_path / "a"]), metrics=["recall@5"])
+    assert [(line.label, line.seeds) for line in found.lines] == [("vbpr", [0, 1, 2, 3])]
+    Trainer(make_config("none", *settings, "training.seed=2"), DATASET, tmp_path / "b").fit()
+    with pytest.raises(ConfigError, match="are the same run twice; leave one out"):
+        compare(read_runs([runs / "plain", tmp_path / "b"]), metrics=METRICS)
+
+
+def test_the_advice_for_a_run_that_has_not_finished_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mmrec(DATASET, tmp_path / "data")
+    config = make_config("constant", "training.epochs=2", "dvib.sigma=0.2", model="bm3")
+    half = tmp_path / "half a run"
+    Trainer(config, load_dataset("planted", tmp_path / "data", config.data), half).fit(test=False)
+    with pytest.raises(CheckpointError) as caught:
+        read_runs([half])
+    advice = str(caught.value).partition("go on with it: ")[2]
+    monkeypatch.setenv("DVIB_DATA", str(tmp_path / "data"))
+    assert shlex.split(advice)[0] == "dvib-train"
+    assert command(*shlex.split(advice)[1:]) == 0
+    assert [run.info.config for run in read_runs([half])] == [config]
+
+
 def test_the_validation_split_is_another(runs: Path) -> None:
     found = compare(read_runs([runs / "plain"]), metrics=["recall@5"], split="valid")
     stored = load_checkpoint(runs / "plain" / "seed-1").info.metrics["valid"]["recall@5"]
@@ -241,6 +284,12 @@ def test_csv_json_and_markdown_say_the_same(comparison: Comparison) -> None:
     assert f"| {line.mean('recall@5'):.4f} ± {line.deviation('recall@5'):.4f} |" in text
     assert f"| {effect.effect:+.4f} | [{effect.low:+.4f}, {effect.high:+.4f}] |" in text
     assert "paired tests over 24 users (not over seeds)" in text
+
+
+def test_the_tables_say_which_interval_it_is(runs: Path) -> None:
+    found = read_runs([runs])
+    for confidence, said in ((0.9, "90%"), (0.999, "99.9%"), (0.9999, "99.99%")):
+        assert f" {said} interval" in markdown(compare(found, metrics=["recall@5"], confidence=confidence))
 
 
 def test_the_command_prints_the_tables_and_writes_the_files(

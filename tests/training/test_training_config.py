@@ -192,6 +192,14 @@ def test_the_reference_preset_has_the_authors_places_and_flaws_per_model() -> No
         ("dvib.divergence=kl", r"dvib\.divergence: .*'js', 'kl_forward', 'kl_reverse' or 'ref_entropy'.*'kl'"),
         ("dvib.perturbed_terms=[]", r"dvib\.perturbed_terms: .*at least 1"),
         ("dvib.entropy=-1", r"dvib\.entropy: "),
+        ("training.seed=true", r"training\.seed: a number is wanted, got True"),
+        ("training.learning_rate=yes", r"training\.learning_rate: a number is wanted, got True"),
+        ("training.monitor_decimals=on", r"training\.monitor_decimals: a number is wanted, got True"),
+        ("dvib.net_phi_hidden=[8, true]", r"dvib\.net_phi_hidden: a number is wanted, got True"),
+        ("model.dimension=true", r"model\.dimension: a number is wanted, got True"),
+        ("data.min_rating=false", r"data\.min_rating: a number is wanted, got False"),
+        ("robust.mg_ascent=true", r"robust\.mg_ascent: a number is wanted, got True"),
+        ("dvib.mix=true", r"dvib\.mix: .*'add' or 'convex'.*True"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(override: str, message: str) -> None:
@@ -260,8 +268,10 @@ def test_the_last_override_wins() -> None:
 
 
 def test_the_variant_is_an_argument_and_no_override() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'dvib\.variant'"):
+    with pytest.raises(ConfigError, match=r"dvib\.variant is chosen by --dvib.*; pass --dvib adaptive$"):
         build("dvib.variant=adaptive", variant="none")
+    with pytest.raises(ConfigError, match=r"; pass --dvib none, constant or adaptive$"):
+        build("dvib.variant=both", variant="none")
 
 
 def test_particular_settings_win_over_general_ones(monkeypatch: pytest.MonkeyPatch) -> None:

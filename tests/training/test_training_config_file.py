@@ -82,6 +82,7 @@ def test_without_a_file_the_defaults_are_the_command_lines() -> None:
         ("dvib: {variant: adaptiv}", "dvib.variant: no 'adaptiv'; did you mean 'adaptive'?"),
         ("training: {epochs: many}", "training.epochs: "),
         ("training: {epochs: 0}", "training.epochs: "),
+        ("training: {learning_rate: true}", "training.learning_rate: a number is wanted, got True"),
         ("model: {dimension: 8.5}", "model.dimension: "),
         ("model: [1]", "model: a mapping of names is wanted"),
         ("- training", "a mapping of names is wanted"),
@@ -121,6 +122,18 @@ def test_a_mistake_on_the_command_line_is_not_the_files(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             config_from(choices, path, [override])
         assert str(path) not in str(caught.value)
+
+
+def test_what_the_command_line_puts_right_is_no_mistake(tmp_path: Path) -> None:
+    path = written(tmp_path, "robust: {amr: true}\ntraining: {epochs: many}")
+    put_right = ["robust.amr=false", "training.epochs=2"]
+    config = config_from(Choices(model="bm3"), path, put_right)
+    assert (config.robust.amr, config.training.epochs) == (False, 2)
+    # What is left of the file's mistakes is still the file's.
+    for left in (put_right[:1], put_right[1:]):
+        with pytest.raises(ConfigError) as caught:
+            config_from(Choices(model="bm3"), path, left)
+        assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_fit_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

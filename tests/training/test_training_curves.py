@@ -25,6 +25,7 @@ from training.tensorboard import TensorBoardReporter
 from training.trainer import Trainer
 
 DATASET = planted_blocks(n_users=12, n_items=40)
+CURVES = ("curves.png", "curves.svg")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -107,6 +108,45 @@ def test_the_best_epoch_is_marked(run: Path, monkeypatch: pytest.MonkeyPatch) ->
         stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
         assert at(stars[0]) == [(best, max(values))]
         assert axes.get_title().endswith(f"best {max(values):.4f} in epoch {best}")
+
+
+def test_the_marked_epoch_is_the_one_that_stopping_took_where_the_run_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    settings = ["training.epochs=1", "training.monitor_decimals=1", "training.monitor=recall@20"]
+    Trainer(make_config("none", *settings), DATASET, run).fit()
+    values = {"valid/recall@20": (0.11, 0.12, 0.13), "valid/ndcg@20": (0.11, 0.12, 0.13)}
+    write_log(run, [{"epoch": n + 1.0, "loss/bpr": 0.7} | {name: v[n] for name, v in values.items()} for n in range(3)])
+
+    def title(metric: str) -> str:
+        with monkeypatch.context() as patch:
+            return str(drawn(patch, run, metric)[f"validation {metric}"].get_title())
+
+    assert title("recall@20").endswith("best 0.1100 in epoch 1")
+    assert title("ndcg@20").endswith("best 0.1300 in epoch 3")
+    (run / "best" / "checkpoint.json").chmod(0o644)
+    (run / "best" / "checkpoint.json").write_text("{}")  # a log is drawn without one
+    assert title("recall@20").endswith("best 0.1300 in epoch 3")
+
+
+def test_plot_goes_on_with_the_other_runs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"epoch": 1.0, "loss/bpr": 0.7, "valid/recall@10": 0.1}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "table.md").write_text("no run")
+    write_log(tmp_path / "z", [entry])
+    assert command("plot", tmp_path / "a", run, tmp_path / "table.md", tmp_path / "z") == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(folder / name) for folder in (run, tmp_path / "z") for name in CURVES]
+    told = err.splitlines()
+    assert [line.split(": ")[:2] for line in told] == [
+        ["dvib-train", str(tmp_path / "a")],
+        ["dvib-train", str(tmp_path / "table.md" / "log.jsonl")],
+    ]
+    assert command("plot", run, tmp_path / "z", "--metric", "recall@10") == 0
+    capsys.readouterr()
+    assert command("plot", tmp_path / "z", run, "--metric", "recall@20") == 2
+    assert capsys.readouterr().out.splitlines() == [str(run / name) for name in CURVES]
 
 
 def test_of_equal_values_the_first_is_the_best() -> None:

@@ -246,7 +246,7 @@ def test_another_process_may_tidy_up_between_the_steps_of_the_fallback(
 
     def overtaken(path: Path, to: Path) -> Path:
         if path.name == ".run.old":
-            folders._settle_retired(target)
+            folders.settle_retired(target)
         return rename(path, to)
 
     monkeypatch.setattr(folders, "_exchange", no_exchange)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,38 @@ def test_early_stopping_is_resumed_with_its_count(tmp_path: Path) -> None:
     fit(config_of("none", *overrides, f"training.epochs={len(history) - 1}"), tmp_path / "parts")
     fit(config_of("none", *overrides), tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "parts", tmp_path / "through")
+
+
+def test_a_run_that_ends_before_its_best_checkpoint_is_not_finished_with_it(tmp_path: Path) -> None:
+    def config(*overrides: str) -> RunConfig:
+        return config_of("none", "training.patience=60", *overrides)
+
+    # Saved after epoch 2, killed in epoch 6 or later, with the checkpoint of a better one.
+    fit(config("training.epochs=2"), tmp_path / "run")
+    state = shutil.copytree(tmp_path / "run" / LAST, tmp_path / "state")
+    with pytest.raises(Interrupted):
+        fit(config("training.epochs=60"), tmp_path / "run", resume=True, reporter=StopAt(epochs=20))
+    shutil.rmtree(tmp_path / "run" / LAST)
+    shutil.copytree(state, tmp_path / "run" / LAST)
+    best = load_checkpoint(tmp_path / "run").info
+    assert best.epoch > 2
+    for shorter in ("training.epochs=1", "training.epochs=2"):
+        with pytest.raises(CheckpointError, match=f"is of epoch {best.epoch}.*with at least --epochs {best.epoch} "):
+            fit(config(shorter), tmp_path / "run", resume=True)
+        assert load_checkpoint(tmp_path / "run").info == best
+    longer = config(f"training.epochs={best.epoch}")
+    fit(longer, tmp_path / "run", resume=True)
+    fit(longer, tmp_path / "through")
+    assert_same_run(tmp_path / "run", tmp_path / "through")
+
+
+@pytest.mark.parametrize("name", ["best", LAST])
+def test_what_a_kill_between_two_renames_has_put_aside_is_put_back(tmp_path: Path, unbroken: Path, name: str) -> None:
+    # Only file systems that cannot exchange two folders in one step know such a moment.
+    fit(config_of("none", "training.epochs=3"), tmp_path)
+    (tmp_path / name).rename(tmp_path / f".{name}.old")
+    fit(config_of("none"), tmp_path, resume=True, reporter=StopAt(epochs=4))  # three are left
+    assert_same_run(tmp_path, unbroken / "none")
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from tests.training.commands import command, error_line
 from training.checkpoint import load_checkpoint
 from training.common.errors import ConfigError
 from training.config import build_config
+from training.data.load import load_dataset
 from training.reporting import ConsoleReporter
+from training.runs.found import read_checkpoint_info
 from training.runs.lock import exclusive
 from training.runs.sweep import read_sweep
 from training.trainer import Trainer
@@ -108,6 +110,18 @@ def test_transforms_of_a_run_are_those_of_its_data(tmp_path: Path) -> None:
         ({"runs": {"../a": {}}}, "a name of letters, digits and ._+- is wanted, got '../a'"),
         ({"runs": {"a": "vbpr"}}, "runs.a: a mapping of names is wanted"),
         ({"runs": {"a": {}, "b": {"dataset": "other"}}}, "one dataset is wanted, got ml-100k, other"),
+        (
+            {"base": {"set": {"training.seed": 5}}, "runs": {"a": {}}},
+            "base.set: training.seed is not set here; use seeds",
+        ),
+        ({"runs": {"a": {"set": {"training.seed": 5}}}}, "runs.a.set: training.seed is not set here; use seeds"),
+        (
+            {"base": {"set": {"data.transforms": ["noise:0.1"]}}, "runs": {"a": {"transforms": ["noise:0.2"]}}},
+            "runs.a.set: data.transforms and transforms say the same; keep one",
+        ),
+        ({"runs": {"a": {}, "b": {"set": {"data.k_core": 10}}}}, "one data.k_core is wanted, got 0, 10"),
+        ({"runs": {"a": {}, "b": {"set": {"data.min_rating": 3}}}}, "one data.min_rating is wanted, got 4.0, 3.0"),
+        ({"runs": {"a": {}, "b": {"set": {"data.split_seed": 1}}}}, "one data.split_seed is wanted, got 0, 1"),
         ({"runs": {"plain": {}}, "compare": {"baseline": "plan"}}, "no run 'plan'; did you mean 'plain'?"),
         ({"runs": {"a": {}}, "compare": {"metrics": ["recal@20"]}}, "compare.metrics: no metric 'recal@20'"),
         ("runs: {a: {}, a: {}}", "the key 'a' is there twice"),
@@ -182,6 +196,108 @@ def test_a_longer_sweep_goes_on_with_its_finished_runs(tmp_path: Path, data_dir:
     assert sweep(written(tmp_path, longer), tmp_path / "at-once", data_dir) == 0
     assert len(load_checkpoint(tmp_path / "out" / "plain" / "seed-1").info.history) == 4
     assert_same_run(tmp_path / "out" / "plain" / "seed-1", tmp_path / "at-once" / "plain" / "seed-1")
+
+
+def trained_lengths(out: Path) -> dict[str, int]:
+    return {
+        str(path.parent.parent.relative_to(out)): len(read_checkpoint_info(path.parent).history)
+        for path in sorted(out.glob("*/*/best/checkpoint.json"))
+    }
+
+
+def with_set(**settings: Any) -> dict[str, Any]:
+    own = {key.replace("__", "."): value for key, value in settings.items()}
+    return {**FILE["base"], "set": {**SMALL, **own}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"training__epochs": 1}, "training.epochs=1 was 2"),
+        ({"dvib__sigma": 0.5}, "dvib.sigma=0.5 was 0.001"),
+    ],
+)
+def test_a_file_that_no_longer_fits_what_is_there_is_refused_before_anything_is_trained(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], said: str
+) -> None:
+    out, runs = tmp_path / "out", {"plain": {}, "dvib_a": {"dvib": "adaptive"}}
+    first = {"base": {**FILE["base"], "seeds": [1]}, "runs": runs, "compare": {"baseline": "plain"}}
+    assert sweep(written(tmp_path, first), out, data_dir) == 0
+    capsys.readouterr()
+    changed = {"base": with_set(**settings), "runs": runs, "compare": {"baseline": "plain"}}
+    assert sweep(written(tmp_path, changed), out, data_dir) == 2
+    shown, progress = capsys.readouterr()
+    assert shown == ""
+    assert f"plain, seed 1: {said} in {out / 'plain' / 'seed-1'}" in progress
+    assert trained_lengths(out) == {"plain/seed-1": 2, "dvib_a/seed-1": 2}
+
+
+def test_a_run_that_is_longer_than_the_file_asks_is_not_in_the_table(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Killed after its third epoch, with its best in the first: what is there does not say yet how long it is.
+    base = with_set(training__epochs=3, training__learning_rate=1e-12)
+    document = {"base": {**base, "seeds": [0]}, "runs": {"plain": {}, "other": {"model": "bm3"}}}
+    out = tmp_path / "out"
+    long = read_sweep(written(tmp_path, document), out).planned[0]
+    Trainer(long.config, load_dataset("planted", data_dir, long.config.data), long.folder).fit(test=False)
+    assert trained_lengths(out)["plain/seed-0"] == 1
+    document["base"]["set"]["training.epochs"] = 2
+    assert sweep(written(tmp_path, document), out, data_dir, "--json", tmp_path / "t.json") == 1
+    assert "plain, seed 0: not in the table, failed: " in capsys.readouterr().out
+    assert [line["line"] for line in json.loads((tmp_path / "t.json").read_text())["lines"]] == ["other"]
+
+
+def test_what_changes_the_log_alone_changes_nothing(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, runs = tmp_path / "out", {"plain": {}, "dvib_a": {"dvib": "adaptive"}}
+    compared = {"runs": runs, "compare": {"baseline": "plain"}}
+    assert sweep(written(tmp_path, {"base": {**FILE["base"], "seeds": [0]}, **compared}), out, data_dir) == 0
+    capsys.readouterr()
+    quiet = {"base": with_set(training__watch_every=0), **compared}
+    assert sweep(written(tmp_path, quiet), out, data_dir, "--json", tmp_path / "t.json") == 0
+    assert capsys.readouterr().err.count("is there already") == 2
+    lines = json.loads((tmp_path / "t.json").read_text())["lines"]
+    assert [(line["line"], line["seeds"], line["baseline"]) for line in lines] == [
+        ("plain", [0, 1], None),
+        ("dvib_a", [0, 1], "plain"),
+    ]
+
+
+def test_a_run_that_stopped_early_is_one_of_any_longer_budget(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = {"training__learning_rate": 1e-12, "training__patience": 1}
+    document = {"base": {**with_set(**still, training__epochs=5), "seeds": [0]}, "runs": {"plain": {}}}
+    out = tmp_path / "out"
+    assert sweep(written(tmp_path, document), out, data_dir) == 0
+    assert trained_lengths(out) == {"plain/seed-0": 2}
+    capsys.readouterr()
+    document["base"] = with_set(**still, training__epochs=9)
+    assert sweep(written(tmp_path, document), out, data_dir, "--json", tmp_path / "t.json") == 0
+    assert capsys.readouterr().err.count("is there already") == 1
+    (line,) = json.loads((tmp_path / "t.json").read_text())["lines"]
+    assert (line["line"], line["seeds"]) == ("plain", [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compare": {"metrics": ["recall@5000"]}}, "compare.metrics: recall@5000 exceeds the catalogue of 60 items"),
+        ({"runs": {"a": {"set": {"training.monitor": "ndcg@99"}}}}, "training.monitor=ndcg@99 exceeds the catalogue"),
+        ({"base": {**FILE["base"], "dataset": "elsewhere"}}, "no data set 'elsewhere' in "),
+    ],
+)
+def test_what_the_data_do_not_allow_is_found_before_the_first_run(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
+    assert sweep(written(tmp_path, {**FILE, "compare": {}, **change}), tmp_path / "out", data_dir) == 2
+    shown, progress = capsys.readouterr()
+    assert shown == ""
+    assert progress.count("dvib-train: ") == 1
+    assert message in progress
+    assert trained_lengths(tmp_path / "out") == {}
 
 
 def test_a_run_that_fails_does_not_stop_the_others(

@@ -29,6 +29,7 @@ from training.data.load import load_dataset
 from training.data.options import DataOptions
 from training.data.transform_specs import FeatureNoise, TextRedundancy, VisualRedundancy, parse_transform
 from training.data.transforms import with_redundant_texts, with_transformed_features
+from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate_model
 from training.trainer import Trainer
 
 DATASET = planted_blocks(n_items=400, n_users=20, modalities=("audio", "image", "text"))
@@ -105,6 +106,18 @@ def test_the_same_noise_twice_is_drawn_twice() -> None:
     second = twice - once
     assert abs(np.corrcoef(once.ravel(), second.ravel())[0, 1]) < 0.1
     assert second.std() == pytest.approx(1, rel=0.05)
+
+
+def test_noise_on_top_of_what_the_data_have_is_drawn_anew() -> None:
+    there = ("relative-noise:0.1", "noise:1", "text-redundancy")
+    had = changed(there[:2])
+    more = with_transformed_features(had, ["noise:1"], 0, after=there)
+    assert digest(more) == digest(changed([*there, "noise:1"]))
+    first, second = (new.features["image"] - old.features["image"] for old, new in ((DATASET, had), (had, more)))
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1
+    assert digest(with_transformed_features(DATASET, ["noise:1"], 0, after=["text-redundancy"])) == digest(
+        changed(["noise:1"])
+    )
 
 
 def test_visual_redundancy_widens_as_the_paper_says() -> None:
@@ -318,7 +331,9 @@ def test_the_commands_take_transforms(tmp_path: Path, capsys: pytest.CaptureFixt
     def evaluated(*more: object) -> dict[str, float]:
         target = tmp_path / "report.json"
         assert command("evaluate", run, "--json", target, "--device", "cpu", *more) == 0
-        metrics: dict[str, float] = json.loads(target.read_text())["metrics"]
+        document = json.loads(target.read_text())
+        assert document["transform_seed"] == (4 if 4 in more else 0)
+        metrics: dict[str, float] = document["metrics"]
         return metrics
 
     noisy, again = (evaluated("--transform", "noise:9", "--transform-seed", 4) for _ in range(2))
@@ -329,3 +344,33 @@ def test_the_commands_take_transforms(tmp_path: Path, capsys: pytest.CaptureFixt
     for text, complaint in (("visual-redundancy", "takes noise alone"), ("noise", "is wanted")):
         assert command("evaluate", run, "--transform", text) == console.EXIT_BAD_INPUT
         assert re.fullmatch(rf"dvib-train: .*{complaint}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_evaluate_adds_other_noise_than_the_model_was_trained_on(tmp_path: Path) -> None:
+    write_mmrec(planted_blocks(), tmp_path)
+    config = make_config("none", 'data.transforms=["noise:0.5"]', "training.epochs=1")
+    Trainer(config, load_dataset("planted", tmp_path, config.data), tmp_path / "run").fit()
+    report = tmp_path / "report.json"
+    assert command("evaluate", tmp_path / "run", "--json", report, "--device", "cpu", "--transform", "noise:0.5") == 0
+    checkpoint = load_checkpoint(tmp_path / "run")
+    twice = DataOptions(transforms=("noise:0.5", "noise:0.5"))
+    model = load_model(checkpoint, seeing=load_dataset("planted", tmp_path, twice))
+    test = EvaluationSet.of(checkpoint.dataset, "test")
+    expected = evaluate_model(model, test, checkpoint.dataset.n_items, DEFAULT_KS)
+    assert json.loads(report.read_text())["metrics"] == expected
+
+
+@pytest.mark.usefixtures("undisturbed")
+@pytest.mark.parametrize(("model", "reads"), [("bm3", 0), ("selfcf", 0), ("layergcn", 0), ("vbpr", 1)])
+def test_noise_that_a_ranking_cannot_notice_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, reads: int
+) -> None:
+    Trainer(make_config("none", "training.epochs=1", model=model), planted_blocks(), tmp_path).fit()
+    assert command("evaluate", tmp_path, "--device", "cpu") == 0
+    assert capsys.readouterr().err == ""
+    assert command("evaluate", tmp_path, "--device", "cpu", "--transform", "noise:9") == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"warning: --transform changes nothing that {model} ranks by") for line in told] == (
+        [] if reads else [True]
+    )

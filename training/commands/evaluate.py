@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
 from training.build import load_model
 from training.checkpoint import load_checkpoint
-from training.commands.shared import Device, configure, label, metrics_table, output
+from training.commands.shared import Device, configure, label, messages, metrics_table, output
 from training.common.errors import ConfigError
 from training.common.folders import write_atomically
 from training.data.transforms import keeps_widths, with_transformed_features
 from training.device import resolve_device
 from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate, evaluate_model, popularity_scorer
+from training.models.base import Recommender
 
 app = typer.Typer()
 
@@ -51,8 +53,17 @@ def evaluate_command(
         raise ConfigError(
             "--transform: a trained model takes noise alone; redundancy has to be there in training (fit)"
         )
-    seen = with_transformed_features(data, transforms or (), transform_seed)
+    config = checkpoint.info.config
+    seen = with_transformed_features(data, transforms or (), transform_seed, after=config.data.transforms)
     model = load_model(checkpoint, seeing=seen).to(chosen)
+    if transforms and _same_vectors(model, load_model(checkpoint).to(chosen)):
+        messages.print(
+            f"warning: --transform changes nothing that {config.model_name} ranks by: its user and item vectors are "
+            "the same without; equal metrics say nothing of robustness here",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     scores = {
         label(checkpoint.info): evaluate_model(model, prepared, data.n_items, ks),
         "popularity": evaluate(popularity_scorer(data, chosen), prepared, data.n_items, ks),
@@ -64,7 +75,13 @@ def evaluate_command(
             "split": split,
             "users": len(prepared.users),
             "transforms": transforms or [],
+            "transform_seed": transform_seed,
             "metrics": scores[label(checkpoint.info)],
             "popularity": scores["popularity"],
         }
         write_atomically(json_file, json.dumps(document, indent=2) + "\n")
+
+
+@torch.inference_mode()
+def _same_vectors(left: Recommender, right: Recommender) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(left.vectors(), right.vectors(), strict=True))

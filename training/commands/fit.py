@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +31,7 @@ from training.data.load import load_dataset
 from training.device import memory_reported, resolve_device
 from training.evaluation import DEFAULT_KS, EvaluationSet, evaluate, popularity_scorer
 from training.reporting import ConsoleReporter, Reporter
-from training.resume import LAST, check_run_folder
+from training.resume import check_run_folder
 from training.runs.config_file import Choices, config_from
 from training.tensorboard import FOLDER, TensorBoardReporter
 from training.trainer import Trainer
@@ -88,9 +87,6 @@ def fit(
     configure()
     chosen = resolve_device(device)
     data = load_dataset(config.dataset, data_dir, config.data)
-    if overwrite:
-        # The old checkpoint itself stays until the first better one takes its place.
-        shutil.rmtree(out / LAST, ignore_errors=True)
     with memory_reported(), ExitStack() as stack:
         reporter: Reporter = stack.enter_context(ConsoleReporter(messages, config))
         if tensorboard:
@@ -101,7 +97,10 @@ def fit(
     scores = {label(info): info.metrics["test"]}
     output.print(
         f"{out}: best epoch {info.epoch} of {len(info.history)}, "
-        f"validation {config.training.monitor} {info.metrics['valid'][config.training.monitor]:.4f}"
+        f"validation {config.training.monitor} {info.metrics['valid'][config.training.monitor]:.4f}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
     output.print(f"curves: {', '.join(map(str, curves))}", highlight=False, soft_wrap=True, markup=False)
     test = EvaluationSet.of(data, "test")

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from training.commands.shared import output
+from training.common.console import EXIT_BAD_INPUT, complain
+from training.common.errors import DvibError
 from training.curves import draw_curves
 
 app = typer.Typer()
@@ -23,7 +25,17 @@ def plot(
         ),
     ] = None,
 ) -> None:
-    """Draw the curves of runs from their logs: RUN/curves.png and RUN/curves.svg."""
+    """Draw the curves of runs from their logs: RUN/curves.png and RUN/curves.svg. What is no run is told at the end."""
+    refused: list[DvibError] = []
     for run in runs:
-        for path in draw_curves(run, metric):
+        try:
+            paths = draw_curves(run, metric)
+        except DvibError as error:
+            refused.append(error)
+            continue
+        for path in paths:
             output.print(str(path), highlight=False, soft_wrap=True, markup=False)
+    for refusal in refused:
+        complain("dvib-train", str(refusal))
+    if refused:
+        raise typer.Exit(EXIT_BAD_INPUT)

@@ -72,8 +72,8 @@ def sweep(
     with exclusive(out), memory_reported():
         outcome = run_sweep(plan, data_dir, where, _Lines(len(plan.planned)))
     if outcome.runs:
-        there = {run.name for run in outcome.runs}
-        baseline = plan.baseline if plan.baseline in there else None
+        # By its folder: a line's label may say more than the run's name.
+        baseline = next((str(run.folder) for run in outcome.runs if run.name == plan.baseline), None)
         comparison = watched_compare(list(outcome.runs), baseline, plan.metrics, "test", CONFIDENCE, device)
         for table in terminal(comparison):
             show(output, table)

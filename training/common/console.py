@@ -80,7 +80,8 @@ def make_app(help_text: str) -> typer.Typer:
     )
 
 
-def _complain(program: str, message: str) -> int:
+def complain(program: str, message: str) -> int:
+    """Write one line on stderr and return the exit code that goes with it."""
     sys.stderr.write(f"{program}: {printable(' '.join(message.split()))}\n")
     return EXIT_BAD_INPUT
 
@@ -99,17 +100,15 @@ def run(program: str, load_app: Callable[[], typer.Typer], arguments: Sequence[s
         # A choice that pydantic checks comes with pydantic's own prefix.
         message = error.format_message().rstrip(".").replace("Value error, ", "")
         # Without any argument the help has been shown, and there is nothing to complain about.
-        raise SystemExit(
-            _complain(program, f"{message}; see {program} --help") if message else EXIT_BAD_INPUT
-        ) from None
+        raise SystemExit(complain(program, f"{message}; see {program} --help") if message else EXIT_BAD_INPUT) from None
     except DvibError as error:
-        raise SystemExit(_complain(program, str(error))) from error
+        raise SystemExit(complain(program, str(error))) from error
     except OSError as error:
         # What the file system refuses: a folder that is a file, no permission, no space.
         place = f"{error.filename}: " if error.filename is not None else ""
-        raise SystemExit(_complain(program, f"{place}{error.strerror or error}")) from error
+        raise SystemExit(complain(program, f"{place}{error.strerror or error}")) from error
     except MemoryError as error:
-        raise SystemExit(_complain(program, f"not enough memory: {error or 'allocation failed'}")) from error
+        raise SystemExit(complain(program, f"not enough memory: {error or 'allocation failed'}")) from error
     except (KeyboardInterrupt, typer.Abort):
         result = EXIT_INTERRUPTED
     if result == EXIT_INTERRUPTED:

@@ -65,7 +65,7 @@ def _retired(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
-def _settle_retired(target: Path) -> None:
+def settle_retired(target: Path) -> None:
     """Undo or complete what a process left that died between the renames of ``_swap``."""
     retired = _retired(target)
     if retired.exists() and target.exists():
@@ -124,7 +124,7 @@ def atomic_folder(target: Path, *, read_only: bool = False, replace: bool = True
     make_folder(target.parent)
     prefix = f".{target.name}.tmp-"
     _remove_leftovers(target.parent, prefix)
-    _settle_retired(target)
+    settle_retired(target)
     if not replace:
         _check_free(target)
     fresh = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))

@@ -27,13 +27,16 @@ from training.scaling import Scaling
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ123456789"
 
 
-def with_transformed_features(dataset: Dataset, texts: Iterable[str], seed: int) -> Dataset:
+def with_transformed_features(
+    dataset: Dataset, texts: Iterable[str], seed: int, *, after: Iterable[str] = ()
+) -> Dataset:
     """Apply all that is done to features, in the given order; ``text-redundancy`` is done before there are any.
 
     Args:
         dataset: As it was read.
         texts: Transforms as they are written.
         seed: Of what is drawn.
+        after: Transforms that the features have already, whose draws are not to be added once more.
 
     Returns:
         Another data set, whose notes name the transforms; the same where there are none.
@@ -45,7 +48,7 @@ def with_transformed_features(dataset: Dataset, texts: Iterable[str], seed: int)
     if not texts:
         return dataset
     features = dict(dataset.features)
-    earlier: Counter[type[Transform]] = Counter()
+    earlier: Counter[type[Transform]] = Counter(map(type, map(parse_transform, after)))
     for transform in map(parse_transform, texts):
         if isinstance(transform, TextRedundancy):
             continue

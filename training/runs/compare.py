@@ -33,7 +33,7 @@ _METRIC = re.compile(rf"({'|'.join(METRICS)})@([1-9]\d{{0,8}})")
 
 @dataclass(frozen=True)
 class Line:
-    """Runs that differ only in the seed.
+    """Runs of the same settings and data that differ only in the seed.
 
     Attributes:
         label: For people; no two lines share one.

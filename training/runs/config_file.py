@@ -86,12 +86,18 @@ def config_from(choices: Choices, path: Path | None = None, overrides: Iterable[
             overrides=more,
         )
 
-    if path is not None:
+    overrides = tuple(overrides)
+    try:
+        return build(overrides)
+    except ConfigError:
+        if path is None:
+            raise
         try:
             build(())
         except ConfigError as error:
+            # Of a mistake that the command line has not put right.
             raise ConfigError(f"{where}{error}") from error
-    return build(overrides)
+        raise
 
 
 def sectioned(settings: Mapping[str, Any], model_name: str) -> dict[str, dict[str, Any]]:

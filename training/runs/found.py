@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,10 @@ from training.config import RunConfig
 
 _DEEP = 4
 """Levels of folders that are searched for runs."""
+_HASH = 8
+"""Digits of a fingerprint that tell data apart in a label."""
+LOGGED = ("training.watch_every",)
+"""Keys that change nothing but the log."""
 
 
 @dataclass(frozen=True)
@@ -94,27 +99,33 @@ def finished_info(folder: Path) -> CheckpointInfo:
     info = read_checkpoint_info(folder)
     if not info.finished:
         run = folder.parent if folder.name == BEST else folder
-        raise CheckpointError(f"{run}: the run has not finished; go on with it: dvib-train fit --resume --out {run}")
+        # Without its own configuration, only a run that was started with the defaults would go on.
+        going_on = shlex.join(["dvib-train", "fit", "--config", str(folder / INFO), "--resume", "--out", str(run)])
+        raise CheckpointError(f"{run}: the run has not finished; go on with it: {going_on}")
     return info
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Group runs of one name and configuration but for the seed; each group by seed.
+    """Group runs of one name, configuration and data, but for the seed and what is logged; each group by seed.
 
     Raises:
         ConfigError: The same run twice.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        config = run.info.config.model_dump(mode="json")
-        del config["training"]["seed"]
-        groups.setdefault(json.dumps([run.name, config]), []).append(run)
+        key = json.dumps([run.name, run.info.dataset.fingerprint, _settings(run)])
+        groups.setdefault(key, []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: run.info.config.training.seed)
         for one, other in pairwise(group):
-            if one.info.config == other.info.config:
+            if one.info.config.training.seed == other.info.config.training.seed:
                 raise ConfigError(f"{one.folder} and {other.folder} are the same run twice; leave one out")
     return list(groups.values())
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return what the runs of a line share."""
+    return {key: value for key, value in flat(run.info.config).items() if key not in ("training.seed", *LOGGED)}
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
@@ -129,20 +140,23 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 
 def labels_of(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name lines by model and variant, and where that is not enough by what else differs."""
-    names, settings = [], []
+    """Name lines by model and variant, and where that is not enough by the settings that differ, or else the data."""
+    names, settings, data = [], [], []
     for group in groups:
         config = group[0].info.config
         variant = config.dvib.variant
         plain = config.model_name if variant == "none" else f"{config.model_name} + DVIB {variant}"
         names.append(group[0].name or plain)
-        settings.append({key: value for key, value in flat(config).items() if key != "training.seed"})
+        settings.append(_settings(group[0]))
+        data.append(group[0].info.dataset.fingerprint)
     labels: list[str] = []
-    for name, mine in zip(names, settings, strict=True):
-        namesakes = [other for label, other in zip(names, settings, strict=True) if label == name]
-        differing = [key for key in mine if any(other.get(key) != mine[key] for other in namesakes)]
-        said = ", ".join(f"{key}={_shown(mine[key])}" for key in differing)
-        labels.append(f"{name} ({said})" if said else name)
+    for number, (name, mine) in enumerate(zip(names, settings, strict=True)):
+        namesakes = [other for other, label in enumerate(names) if label == name]
+        differing = [key for key in mine if any(settings[other].get(key) != mine[key] for other in namesakes)]
+        said = [f"{key}={_shown(mine[key])}" for key in differing]
+        if any(settings[other] == mine and data[other] != data[number] for other in namesakes):
+            said.append(f"data={data[number][:_HASH]}")
+        labels.append(f"{name} ({', '.join(said)})" if said else name)
     return labels
 
 

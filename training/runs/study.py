@@ -32,7 +32,7 @@ class Trials:
     Attributes:
         complete: Trained to the end.
         pruned: Stopped early, as worse than others.
-        failed: Diverged, or could not be trained.
+        failed: Diverged, or drew settings that do not go together.
     """
 
     complete: int
@@ -123,7 +123,7 @@ class VariantStudy:
         self._study.tell(trial, value)
 
     def fail(self, trial: Trial, error: str) -> None:
-        """Record a trial that could not be trained: it counts."""
+        """Record a trial whose settings cannot be trained: it counts."""
         trial.set_user_attr("error", error)
         self._study.tell(trial, state=TrialState.FAIL)
 
@@ -139,7 +139,7 @@ class VariantStudy:
     def best(self) -> FrozenTrial | None:
         """Return the complete trial with the highest value, the earliest slot of several; None if there is none."""
         complete = [trial for trial in self._slots().values() if trial.state is TrialState.COMPLETE]
-        return max(complete, key=lambda trial: (_value(trial), -trial.user_attrs["slot"]), default=None)
+        return max(complete, key=lambda trial: (value_of(trial), -trial.user_attrs["slot"]), default=None)
 
     @property
     def test(self) -> dict[str, float] | None:
@@ -158,7 +158,12 @@ class VariantStudy:
         self._study.set_user_attr("test", dict(test))
 
 
-def _value(trial: FrozenTrial) -> float:
+def value_of(trial: FrozenTrial) -> float:
+    """Return what a complete trial reached.
+
+    Raises:
+        DvibError: It says nothing.
+    """
     if trial.value is None:
         raise DvibError(f"trial {trial.number} is complete without a value; the study's file is damaged")
     return trial.value

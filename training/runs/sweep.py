@@ -12,6 +12,7 @@ The file has ``base`` (what all runs share) and ``runs`` (name → what is diffe
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,12 +30,15 @@ from training.data.fetch import DEFAULT_DATASET
 from training.reporting import Reporter
 from training.runs.compare import DEFAULT_METRICS, chosen_metrics
 from training.runs.config_file import read_document, sectioned
+from training.runs.continued import differing_key, is_whole
 from training.runs.data import DataSource
-from training.runs.found import Run, read_checkpoint_info
+from training.runs.found import Run, flat, read_checkpoint_info
 from training.trainer import Trainer
 
 Plan = TypeVar("Plan", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}")
+_SAME = ("dataset", "data.min_rating", "data.k_core", "data.split", "data.split_seed")
+"""Keys that decide who met what, and which of it is predicted: all that is compared shares them."""
 
 
 class RunPlan(BaseModel):
@@ -103,14 +107,15 @@ class Sweep:
 
 
 def read_sweep(path: Path, out: Path) -> Sweep:
-    """Read a sweep's file; every mistake in it is found before the first run.
+    """Read a sweep's file; every mistake that shows without the data is found here, the others in ``run_sweep``.
 
     Args:
         path: YAML or JSON.
         out: The sweep's folder; a run's is ``OUT/NAME/seed-N``.
 
     Raises:
-        ConfigError: The file, an unknown key or name (with the nearest), or a value out of range.
+        ConfigError: The file, an unknown key or name (with the nearest), a value out of range, or runs that could not
+            be compared.
     """
     document = read_document(path)
     for key in document:
@@ -119,7 +124,7 @@ def read_sweep(path: Path, out: Path) -> Sweep:
     base, runs = _mapping(document.get("base"), f"{path}: base"), _mapping(document.get("runs"), f"{path}: runs")
     if not runs:
         raise ConfigError(f"{path}: runs: at least one run is wanted, for example runs: {{plain: {{model: vbpr}}}}")
-    _validated(RunPlan, base, f"{path}: base")
+    _unambiguous(_validated(RunPlan, base, f"{path}: base"), f"{path}: base")
     planned: list[Planned] = []
     for name, own in runs.items():
         place = f"{path}: runs.{name}"
@@ -127,11 +132,14 @@ def read_sweep(path: Path, out: Path) -> Sweep:
             raise ConfigError(f"{path}: runs: a name of letters, digits and ._+- is wanted, got {shown(name)}")
         mine = _mapping(own, place)
         merged = {**base, **mine, "set": {**_mapping(base.get("set"), place), **_mapping(mine.get("set"), place)}}
-        plan = _validated(RunPlan, merged, place)
+        plan = _unambiguous(_validated(RunPlan, merged, place), place)
         planned += [Planned(name, _config(plan, seed, place), out / name / f"seed-{seed}") for seed in plan.seeds]
-    datasets = list(dict.fromkeys(run.config.dataset for run in planned))
-    if len(datasets) > 1:
-        raise ConfigError(f"{path}: runs: they are compared, so one dataset is wanted, got {', '.join(datasets)}")
+    settings = [flat(run.config) for run in planned]
+    for key in _SAME:
+        values = list(dict.fromkeys(of_run[key] for of_run in settings))
+        if len(values) > 1:
+            said = ", ".join(value if isinstance(value, str) else json.dumps(value) for value in values)
+            raise ConfigError(f"{path}: runs: they are compared, so one {key} is wanted, got {said}")
     comparing = _validated(_Comparing, _mapping(document.get("compare"), f"{path}: compare"), f"{path}: compare")
     if comparing.baseline is not None and comparing.baseline not in runs:
         raise ConfigError(
@@ -162,6 +170,15 @@ def _validated(schema: type[Plan], values: dict[str, Any], place: str) -> Plan:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{place}.{where}: {first['msg']}, got {shown(str(first['input']))}") from error
+
+
+def _unambiguous(plan: RunPlan, place: str) -> RunPlan:
+    """Refuse what is said in two ways, of which one would be ignored without a word."""
+    if "training.seed" in plan.set:
+        raise ConfigError(f"{place}.set: training.seed is not set here; use seeds: [{plan.set['training.seed']}]")
+    if plan.transforms and "data.transforms" in plan.set:
+        raise ConfigError(f"{place}.set: data.transforms and transforms say the same; keep one")
+    return plan
 
 
 def _config(plan: RunPlan, seed: int, place: str) -> RunConfig:
@@ -211,8 +228,15 @@ def run_sweep(sweep: Sweep, data_dir: Path | None, device: torch.device, watcher
         data_dir: Where data sets are.
         device: Where to train.
         watcher: Is told what happens.
+
+    Raises:
+        ConfigError: A cut-off is beyond the catalogue, or a run that is there has other settings; nothing is trained.
+        DataError: There is no such data set, or it cannot be read; nothing is trained.
     """
+    for planned in sweep.planned:
+        _refuse_other(planned)
     data = DataSource(data_dir)
+    _check_cutoffs(sweep, data.of(sweep.planned[0].config)[0].n_items)
     done: list[Run] = []
     failed: dict[str, str] = {}
     for number, planned in enumerate(sweep.planned, 1):
@@ -224,13 +248,51 @@ def run_sweep(sweep: Sweep, data_dir: Path | None, device: torch.device, watcher
             if info is None:
                 with watcher.begin(number, planned) as reporter:
                     trainer = Trainer(planned.config, dataset, planned.folder, device=device, reporter=reporter)
-                    info = trainer.fit(resume=True)
-            done.append(Run(planned.folder / BEST, info, planned.name))
+                    info = _judged(planned, trainer.fit(resume=True))
+            # A run that stopped early under another budget is, to the bit, the one that is asked for.
+            asked = info.model_copy(update={"config": planned.config})
+            done.append(Run(planned.folder / BEST, asked, planned.name))
         except (DvibError, RuntimeError, MemoryError) as problem:
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
+            info, error = None, f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
             failed[planned.label] = error
         watcher.end(number, planned, info, known=known, error=error)
     return Outcome(tuple(done), failed)
+
+
+def _check_cutoffs(sweep: Sweep, n_items: int) -> None:
+    """Refuse metrics that cannot be computed; all runs share the catalogue."""
+    said = {f"compare.metrics: {metric}": metric for metric in sweep.metrics}
+    for planned in sweep.planned:
+        monitor = planned.config.training.monitor
+        said[f"runs.{planned.name}: training.monitor={monitor}"] = monitor
+    for what, metric in said.items():
+        if int(metric.partition("@")[2]) > n_items:
+            raise ConfigError(f"{what} exceeds the catalogue of {n_items} items; choose a smaller cut-off")
+
+
+def _refuse_other(planned: Planned) -> None:
+    """Refuse a run whose folder holds one with other settings, as far as its checkpoint says.
+
+    Runs of several budgets in one table would compare nothing.
+    """
+    try:
+        info = read_checkpoint_info(planned.folder / BEST)
+    except CheckpointError:
+        return  # there is none, or the run itself will say why it cannot be used
+    _judged(planned, info, whole=False)
+
+
+def _judged(planned: Planned, info: CheckpointInfo, *, whole: bool = True) -> CheckpointInfo:
+    """Return the description of a run if it is the one that was asked for, or may become it where not ``whole``."""
+    key = differing_key(info, planned.config)
+    if key is None and (is_whole(info, planned.config) or not whole):
+        return info
+    key = key or "training.epochs"
+    asked, there = (json.dumps(flat(config).get(key)) for config in (planned.config, info.config))
+    raise ConfigError(
+        f"{planned.label}: {key}={asked} was {there} in {planned.folder}; set it back, remove that folder, or choose "
+        "another --out"
+    )
 
 
 def _finished(planned: Planned, fingerprint: str) -> CheckpointInfo | None:
@@ -242,5 +304,4 @@ def _finished(planned: Planned, fingerprint: str) -> CheckpointInfo | None:
         info = read_checkpoint_info(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}, after removing {planned.folder}") from error
-    same = info.finished and info.config == planned.config and info.dataset.fingerprint == fingerprint
-    return info if same else None
+    return info if is_whole(info, planned.config) and info.dataset.fingerprint == fingerprint else None

@@ -124,7 +124,7 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, tuple[str, ...], list
         confidence = next(effect.confidence for line in comparison.lines for effect in line.versus.values())
         yield (
             "Effect per user: the difference in each user's metric averaged over seeds, "
-            f"{confidence:.0%} interval, paired tests over {comparison.users} users (not over seeds)",
+            f"{100 * confidence:g}% interval, paired tests over {comparison.users} users (not over seeds)",
             _EFFECT_HEAD,
             rows,
         )

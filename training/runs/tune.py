@@ -16,18 +16,23 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import torch
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
+from training.checkpoint import CheckpointInfo
 from training.common.choices import Variant
 from training.common.errors import ConfigError, DvibError, nearest, shown
 from training.config import RunConfig
+from training.epoch import DivergedError
 from training.reporting import SilentReporter
 from training.runs.config_file import with_settings
 from training.runs.data import DataSource
 from training.runs.lock import exclusive
 from training.runs.space import Axis
-from training.runs.study import Trials, VariantStudy
+from training.runs.study import Trials, VariantStudy, value_of
 from training.trainer import Trainer
+
+_ENDS = {"lowest": 0, "highest": -1}
+"""The ends of an axis, and where they are among its probes."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,13 @@ class _Pruned(Exception):  # noqa: N818  # no error: the trial ends here as it s
     """The trial is worse than the others."""
 
 
+class _BadSettingsError(Exception):
+    """The trial failed through its own settings."""
+
+    def __init__(self, reason: DvibError) -> None:
+        super().__init__(f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}")
+
+
 class _TrialReporter(SilentReporter):
     """Tells the watcher, and optuna where trials may be pruned."""
 
@@ -132,7 +144,7 @@ class _TrialReporter(SilentReporter):
 
 
 def check_search(search: Search) -> None:
-    """Try both ends of every range and every choice, before the first trial.
+    """Try both ends of every range and every choice, each alone and all of a variant together, before the first trial.
 
     Raises:
         ConfigError: A configuration would not take a value, or variants are judged by different metrics.
@@ -143,10 +155,39 @@ def check_search(search: Search) -> None:
     for variant, axes in search.spaces.items():
         for key, axis in axes.items():
             for value in axis.probes:
-                try:
-                    with_settings(search.configs[variant], {key: value})
-                except ConfigError as error:
-                    raise ConfigError(f"the search space of {key}: {error}") from error
+                _probe(search, variant, {key: value}, key)
+        for end in _ENDS:
+            _probe(search, variant, _corner(axes, end), f"{variant} at its {end} ends")
+
+
+def _probe(search: Search, variant: Variant, settings: Mapping[str, Any], what: str) -> None:
+    try:
+        with_settings(search.configs[variant], settings)
+    except ConfigError as error:
+        raise ConfigError(f"the search space of {what}: {error}") from error
+
+
+def _corner(axes: Mapping[str, Axis], end: str) -> dict[str, Any]:
+    """Return every key's lowest or highest value, its first or last choice."""
+    return {key: axis.probes[_ENDS[end]] for key, axis in axes.items()}
+
+
+def _trainable(search: Search, data: DataSource) -> None:
+    """Build, without training, what trials would: what no trial could do is no trial's result.
+
+    Raises:
+        DvibError: The device, the compiler or the data do not allow what a configuration asks for.
+    """
+    for variant, axes in search.spaces.items():
+        lowest = _corner(axes, "lowest")
+        tried = [_corner(axes, end) for end in _ENDS]
+        # How to train is what a device may refuse.
+        for key, axis in axes.items():
+            if key.startswith("training.") and axis.choices is not None:
+                tried += [{**lowest, key: choice} for choice in axis.choices[1:]]
+        for settings in tried:
+            config = with_settings(search.configs[variant], settings)
+            Trainer(config, data.of(config)[0], search.folder(variant, 0), device=search.device)
 
 
 def tune(search: Search, watcher: TuneWatcher) -> list[Winner]:
@@ -161,7 +202,8 @@ def tune(search: Search, watcher: TuneWatcher) -> list[Winner]:
 
     Raises:
         ConfigError: The file's studies were begun otherwise, are closed, or hold more trials than are asked for.
-        DvibError: Every trial of a variant failed.
+        DvibError: Every trial of a variant failed; or a trial broke for another reason than its settings. Asked again,
+            the search then goes on with that trial.
     """
     check_search(search)
     with exclusive(search.runs):
@@ -172,6 +214,9 @@ class _Tuning:
     def __init__(self, search: Search, watcher: TuneWatcher) -> None:
         self.search, self.watcher = search, watcher
         self.data = DataSource(search.data_dir)
+        if not search.file.exists():
+            # A study that is begun with settings that cannot be trained would be of no use.
+            _trainable(search, self.data)
         self.studies = {variant: self._study(variant) for variant in search.configs}
 
     def _study(self, variant: Variant) -> VariantStudy:
@@ -206,8 +251,9 @@ class _Tuning:
         counts = {variant: study.counts().total for variant, study in self.studies.items()}
         if set(counts.values()) != {self.search.trials}:
             raise DvibError(f"the variants have different numbers of trials: {counts}; this is a mistake of ours")
-        # Nothing is read from the test split before every variant's winner is known.
-        return [self._winner(variant) for variant in self.studies]
+        # Nothing is read from the test split before every variant's winner is known: after that no trial may follow.
+        winners = {variant: self._best(variant) for variant in self.studies}
+        return [self._winner(variant, best) for variant, best in winners.items()]
 
     def _trial(self, variant: Variant, study: VariantStudy, slot: int) -> None:
         known = study.known(slot)
@@ -223,17 +269,12 @@ class _Tuning:
             shutil.rmtree(folder, ignore_errors=True)
         reporter = _TrialReporter(self.search.monitor, self.watcher, trial if self.search.prune else None)
         try:
-            config = with_settings(self.search.configs[variant], settings)
-            dataset, _ = self.data.of(config)
-            info = Trainer(config, dataset, folder, device=self.search.device, reporter=reporter).fit(
-                resume=True, test=False
-            )
+            info = self._trained(variant, settings, folder, reporter)
         except _Pruned:
             study.prune(trial)
             result = "pruned"
-        except (DvibError, RuntimeError, MemoryError) as error:
-            # One setting that diverges must not end the search; it counts as a trial.
-            result = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        except _BadSettingsError as error:
+            result = f"failed: {error}"
             study.fail(trial, result)
         else:
             value = info.metrics["valid"][self.search.monitor]
@@ -241,6 +282,26 @@ class _Tuning:
             result = f"validation {self.search.monitor} {value:.4f}, epoch {info.epoch}"
         self._tidy(variant, study)
         self.watcher.end(variant, slot, result, known=False)
+
+    def _trained(
+        self, variant: Variant, settings: Mapping[str, Any], folder: Path, reporter: _TrialReporter
+    ) -> CheckpointInfo:
+        """Train a trial.
+
+        Raises:
+            _BadSettingsError: Its settings do not go together, or diverge: that counts, and the search goes on.
+                Whatever else breaks says nothing about them; the trial is left as if killed, and is made again.
+        """
+        try:
+            config = with_settings(self.search.configs[variant], settings)
+        except ConfigError as error:
+            raise _BadSettingsError(error) from error
+        dataset, _ = self.data.of(config)
+        trainer = Trainer(config, dataset, folder, device=self.search.device, reporter=reporter)
+        try:
+            return trainer.fit(resume=True, test=False)
+        except DivergedError as error:
+            raise _BadSettingsError(error) from error
 
     def _tidy(self, variant: Variant, study: VariantStudy) -> None:
         """Keep the best run alone: a catalogue's features are in each."""
@@ -250,11 +311,14 @@ class _Tuning:
             if folder != kept:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _winner(self, variant: Variant) -> Winner:
-        study = self.studies[variant]
-        best = study.best()
-        if best is None or best.value is None:
+    def _best(self, variant: Variant) -> FrozenTrial:
+        best = self.studies[variant].best()
+        if best is None:
             raise DvibError(f"{variant}: every trial failed; see the lines above")
+        return best
+
+    def _winner(self, variant: Variant, best: FrozenTrial) -> Winner:
+        study = self.studies[variant]
         slot: int = best.user_attrs["slot"]
         folder = self.search.folder(variant, slot)
         test = study.test
@@ -264,7 +328,9 @@ class _Tuning:
             # The run is over but for the test split; should its folder be gone, it is made again.
             test = Trainer(config, dataset, folder, device=self.search.device).fit(resume=True).metrics["test"]
             study.close(test)
-        return Winner(variant, study.counts(), slot, best.params, best.value, best.user_attrs["epoch"], test, folder)
+        return Winner(
+            variant, study.counts(), slot, best.params, value_of(best), best.user_attrs["epoch"], test, folder
+        )
 
 
 def variants_of(names: Sequence[str]) -> tuple[Variant, ...]:

@@ -36,9 +36,9 @@ from training.common.categories import ItemCategories
 from training.common.errors import CheckpointError, DataError, first_problem
 from training.common.folders import atomic_folder, write_atomically
 from training.common.strings import StringTable
-from training.common.tensor_files import disk_errors
 from training.config import RunConfig
 from training.data.dataset import SPLITS, Dataset, Interactions
+from training.tensor_files import disk_errors
 
 SCHEMA_VERSION = 1
 INFO = "checkpoint.json"

@@ -17,7 +17,7 @@ from torch import Tensor
 from training.checkpoint import BEST, DATA_FILES, INFO, SCHEMA_VERSION, read_info
 from training.common.errors import CheckpointError
 from training.common.folders import atomic_folder, write_atomically
-from training.common.tensor_files import disk_errors
+from training.tensor_files import disk_errors
 
 LAST = "last"
 DATA = "data"

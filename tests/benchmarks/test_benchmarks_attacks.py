@@ -6,13 +6,17 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.http_client import Server
 from benchmarks.load.tree import leaves
-from benchmarks.production import attacker, attacks
+from benchmarks.production import attacks
+from benchmarks.production.attacker import Job
 from benchmarks.production.hostile import LIMITS, all_attacks
 from tests.benchmarks.helpers import Bench, read_json
 
@@ -85,14 +89,22 @@ def test_an_attack_that_is_let_through_is_found(bundles: tuple[Path, Path], monk
 
 
 def test_a_worker_that_an_attack_ends_is_missed(bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = attacks.Attacker.start
+    real = attacks.attacker_of
 
-    def start(self: attacks.Attacker, job: attacker.Job) -> None:
-        [service] = [pid for pid in leaves(os.getpid()) if b"service" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(service, signal.SIGKILL)
-        real(self, job)
+    @contextmanager
+    def deadly(server: Server) -> Iterator[attacks.Attacker]:
+        with real(server) as attacker:
+            start = attacker.start
 
-    monkeypatch.setattr(attacks.Attacker, "start", start)
+            def kill(job: Job) -> None:
+                for worker in leaves(server.pid):
+                    os.kill(worker, signal.SIGKILL)
+                start(job)
+
+            monkeypatch.setattr(attacker, "start", kill)
+            yield attacker
+
+    monkeypatch.setattr(attacks, "attacker_of", deadly)
     verdict = attacks.judge(attacks.measure(bundles[0], dataclasses.replace(OPTIONS, seconds=0.5, attacks=4.0)))
     assert "processes of the service ended or began" in verdict.faults
     assert verdict.code(check=False) == 1

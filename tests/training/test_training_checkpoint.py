@@ -36,8 +36,8 @@ from training.common.categories import ItemCategories
 from training.common.choices import Variant
 from training.common.errors import CheckpointError
 from training.common.strings import StringTable
-from training.common.tensor_files import disk_errors
 from training.data.dataset import Dataset
+from training.tensor_files import disk_errors
 
 CATEGORIES = ItemCategories.of(np.arange(40) % 37, ["even", "ungerade ü"] * 20)
 DATASET = replace(planted_blocks(n_users=10, n_items=40), categories=CATEGORIES)

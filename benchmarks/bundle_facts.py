@@ -1,10 +1,15 @@
-"""What a document says of the bundle that was measured."""
+"""What reports and documents say of the bundle that was measured."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from export.manifest import Manifest
+
+
+def bundle_line(manifest: Manifest, k: int) -> str:
+    """Say to people which bundle was asked, and for how many items per reply."""
+    return f"{manifest.dataset.name}, {manifest.n_items} items of dimension {manifest.dimension}, k {k}"
 
 
 def bundle_facts(manifest: Manifest) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -23,20 +24,24 @@ Workers = Annotated[int, typer.Option("--workers", min=1, max=256, help="Process
 Clients = Annotated[int, typer.Option("--clients", min=1, max=64, help="Processes that ask.")]
 
 
-@contextmanager
-def _steps(total: int, first: str) -> Iterator[Callable[[str], None]]:
-    """Show progress; the block calls what it gets with each step."""
-    with progress_bar(total, first) as bar:
+def _run(
+    name: str,
+    module: ModuleType,
+    measure: Callable[[Callable[[str], None]], Any],
+    steps: int,
+    json_file: Path | None,
+    check: bool,
+    first: str = "starting the service",
+) -> None:
+    """Measure, with progress shown at each step; show the run, write it, and end with what it says."""
+    environment = begin(json_file)
+    with progress_bar(steps, first) as bar:
 
         def show(text: str) -> None:
             bar.describe(text)
             bar.advance()
 
-        yield show
-
-
-def _finish(name: str, module: Any, run: Any, environment: dict[str, Any], json_file: Path | None, check: bool) -> None:
-    """Show a run, write it, and end with what it says."""
+        run = measure(show)
     verdict = module.judge(run)
     for line in module.report(run, verdict):
         typer.echo(line)
@@ -80,10 +85,9 @@ def overload(
     p99. Choose a bundle that is large enough for some hundreds of requests per second.
     """
     require_groups("service", "cpu")
-    from benchmarks.production import overload as measured
+    from benchmarks.production import overload as module
 
-    environment = begin(json_file)
-    options = measured.Options(
+    options = module.Options(
         seconds=seconds,
         factor=factor,
         max_in_flight=max_in_flight,
@@ -93,9 +97,7 @@ def overload(
         k=k,
         seed=seed,
     )
-    with _steps(round(2.5 * seconds) + 1, "starting the service") as show:
-        run = measured.measure(bundle, options, show)
-    _finish("overload", measured, run, environment, json_file, check)
+    _run("overload", module, partial(module.measure, bundle, options), round(2.5 * seconds) + 1, json_file, check)
 
 
 @app.command(
@@ -120,13 +122,10 @@ def attacks(
     --check: the clients set the pace, or there were too few requests or attacks.
     """
     require_groups("service", "cpu")
-    from benchmarks.production import attacks as measured
+    from benchmarks.production import attacks as module
 
-    environment = begin(json_file)
-    options = measured.Options(rounds=rounds, seconds=seconds, attacks=rate, idle=idle, k=k, seed=seed)
-    with _steps(round(2 * rounds * seconds) + 1, "starting the service") as show:
-        run = measured.measure(bundle, options, show)
-    _finish("attacks", measured, run, environment, json_file, check)
+    options = module.Options(rounds=rounds, seconds=seconds, attacks=rate, idle=idle, k=k, seed=seed)
+    _run("attacks", module, partial(module.measure, bundle, options), round(2 * rounds * seconds) + 1, json_file, check)
 
 
 @app.command(
@@ -151,13 +150,10 @@ def soak(
     memory that grows; 4 with --check: the interval reaches above 20 % per hour, or the clients set the pace.
     """
     require_groups("service", "cpu")
-    from benchmarks.production import soak as measured
+    from benchmarks.production import soak as module
 
-    environment = begin(json_file)
-    options = measured.Options(seconds=60 * minutes, warm_up=warm_up, workers=workers, clients=clients, k=k, seed=seed)
-    with _steps(round(60 * minutes + warm_up) + 1, "starting the service") as show:
-        run = measured.measure(bundle, options, show)
-    _finish("soak", measured, run, environment, json_file, check)
+    options = module.Options(seconds=60 * minutes, warm_up=warm_up, workers=workers, clients=clients, k=k, seed=seed)
+    _run("soak", module, partial(module.measure, bundle, options), round(60 * minutes + warm_up) + 1, json_file, check)
 
 
 @app.command(
@@ -181,13 +177,10 @@ def workers(
     has hardly been asked.
     """
     require_groups("service", "cpu")
-    from benchmarks.production import workers as measured
+    from benchmarks.production import workers as module
 
-    environment = begin(json_file)
-    options = measured.Options(workers=count, seconds=seconds, k=k, seed=seed)
-    with _steps(10, "starting the service") as show:
-        run = measured.measure(bundle, options, show)
-    _finish("workers", measured, run, environment, json_file, check)
+    options = module.Options(workers=count, seconds=seconds, k=k, seed=seed)
+    _run("workers", module, partial(module.measure, bundle, options), 10, json_file, check)
 
 
 @app.command(
@@ -217,13 +210,10 @@ def reload_(
     1: a request failed; 4 with --check: the load ended before the reloads, or the clients set the pace.
     """
     require_groups("service", "cpu")
-    from benchmarks.production import reload as measured
+    from benchmarks.production import reload as module
 
-    environment = begin(json_file)
-    options = measured.Options(times=times, every=every, workers=workers, clients=clients, k=k, seed=seed)
-    with _steps(times + 2, "starting the service") as show:
-        run = measured.measure(bundle, options, work, show)
-    _finish("reload", measured, run, environment, json_file, check)
+    options = module.Options(times=times, every=every, workers=workers, clients=clients, k=k, seed=seed)
+    _run("reload", module, partial(module.measure, bundle, options, work), times + 2, json_file, check)
 
 
 @app.command(
@@ -239,9 +229,6 @@ def environment(
     Needs the package index, and some minutes. The environment goes away again. Exit code 1: torch is in it, or with
     --check it is too large.
     """
-    from benchmarks.production import environment_size as measured
+    from benchmarks.production import environment_size as module
 
-    described = begin(json_file)
-    with _steps(3, "making the environment") as show:
-        run = measured.measure(source, show)
-    _finish("environment", measured, run, described, json_file, check)
+    _run("environment", module, partial(module.measure, source), 3, json_file, check, first="making the environment")

@@ -8,34 +8,30 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks import production
-from benchmarks.http_client import Server, ServerError, running, serve_arguments
+from benchmarks.bundle_facts import bundle_facts, bundle_line
+from benchmarks.http_client import Server, ServerError
 from benchmarks.load.process import Others
 from benchmarks.load.questions import Asked
 from benchmarks.load.tree import processes
 from benchmarks.production.attacker import READY, Job
-from benchmarks.production.clients import MODEL, Clients, Seen, clients_of, quantiles
+from benchmarks.production.clients import Clients, Seen, quantiles
 from benchmarks.production.hostile import LIMITS
-from benchmarks.production.overload import LEAST, cores_of
-from benchmarks.production.trends import tail_ratio
-from benchmarks.production.verdict import Bar, Verdict, faults_of
+from benchmarks.production.service import cores_of, find_saturation, service_and_clients
+from benchmarks.production.tail import tail_bar, together, too_few
+from benchmarks.production.verdict import Verdict, faults_of
 
 TAIL = 2.0
 """The bar, chosen before any measurement: p99 of the others' requests under attack, as a multiple of p99 without."""
 SHARE = 0.25
 """Of the saturation: what the others ask for."""
-_CONCURRENCY = 32
-_SATURATION_S = 3.0
-_APART_S = 1e6
 
 
 @dataclass(frozen=True)
@@ -153,14 +149,11 @@ def measure(bundle: Path, options: Options, on_step: Callable[[str], None] = lam
     """
     asked = Asked.read(bundle, options.k, options.seed)
     generator = np.random.default_rng(options.seed)
-    with ExitStack() as stack:
-        server = stack.enter_context(
-            running(production.SERVICE, *serve_arguments({MODEL: asked.folder}), variables=LIMITS)
-        )
-        attacker = stack.enter_context(attacker_of(server))
-        clients = stack.enter_context(clients_of(server, asked, options.k, 1, options.seed))
-        on_step("finding the saturation")
-        saturation = clients.closed(_CONCURRENCY, min(_SATURATION_S, options.seconds))
+    with (
+        service_and_clients(asked, options.k, options.seed, variables=LIMITS) as (server, clients),
+        attacker_of(server) as attacker,
+    ):
+        saturation = find_saturation(clients, options.seconds, on_step)
         rate = SHARE * max(saturation.accepted_per_second, 4.0)
         before, others = processes(server.pid), Others(processes(os.getpid()))
         stretches: dict[str, list[Seen]] = {"calm": [], "under attack": []}
@@ -205,19 +198,9 @@ def _stretch(
     return seen, [] if calm else [attacker.end()]
 
 
-def _together(stretches: list[Seen]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return when latencies began and how long they were; no second has requests of two stretches."""
-    begun = [seen.begun + number * _APART_S for number, seen in enumerate(stretches)]
-    return np.concatenate(begun), np.concatenate([seen.latencies for seen in stretches])
-
-
 def judge(run: Run) -> Verdict:
     """Say what the run says."""
-    calm, attacked = _together(run.calm), _together(run.attacked)
-    tail, detail = float("nan"), ""
-    if len(calm[1]) and len(attacked[1]):
-        ratio = tail_ratio(calm, attacked, np.random.default_rng(run.options.seed))
-        tail, detail = ratio.value, f"[{ratio.low:.2f}, {ratio.high:.2f}]"
+    bar = tail_bar("p99 under attack ÷ calm", run.calm, run.attacked, TAIL, run.options.seed)
     faults = [f"an attack was let through: {count} × {found}" for found, count in run.wrong.items()]
     doubts = []
     for name, stretches in _named(run).items():
@@ -230,9 +213,7 @@ def judge(run: Run) -> Verdict:
         faults.append("processes of the service ended or began")
     if run.attacks < run.kinds:
         doubts.append(f"{run.attacks} attacks of {run.kinds} kinds; use more --seconds or more --attacks")
-    if len(calm[1]) < LEAST:
-        doubts.append(f"p99 of {len(calm[1])} calm requests says nothing, wanted {LEAST}; use more --seconds")
-    return Verdict([Bar("tail", "p99 under attack ÷ calm", tail, TAIL, "×", detail)], faults, doubts)
+    return Verdict([bar], faults, doubts + too_few(run.calm, "calm"))
 
 
 def _named(run: Run) -> dict[str, list[Seen]]:
@@ -241,11 +222,10 @@ def _named(run: Run) -> dict[str, list[Seen]]:
 
 def report(run: Run, verdict: Verdict) -> Iterator[str]:
     """Yield the run as lines for people."""
-    manifest, options = run.asked.manifest, run.options
+    options = run.options
     yield (
-        f"{manifest.dataset.name}, {manifest.n_items} items of dimension {manifest.dimension}, k {options.k}; one "
-        f"worker; {options.rounds} rounds of {options.seconds:g} s calm and {options.seconds:g} s under attack, "
-        f"{run.rate:.0f} requests/s"
+        f"{bundle_line(run.asked.manifest, options.k)}; one worker; {options.rounds} rounds of {options.seconds:g} s "
+        f"calm and {options.seconds:g} s under attack, {run.rate:.0f} requests/s"
     )
     yield (
         f"{run.attacks} attacks of {run.kinds} kinds, {options.attacks:g} per second, and {options.idle} connections "
@@ -253,7 +233,7 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
     )
     yield f"{'stretch':<14}{'right':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9} ms"
     for name, stretches in _named(run).items():
-        latencies = _together(stretches)[1]
+        latencies = together(stretches)[1]
         shown = "".join(f"{value:>9.2f}" for value in (quantiles(latencies) or {}).values())
         yield f"{name:<14}{len(latencies):>9}{shown}"
     yield f"meanwhile others kept {run.other_cores:.1f} cores busy"
@@ -262,9 +242,8 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
 
 def document(run: Run, verdict: Verdict) -> dict[str, Any]:
     """Return the run as JSON values."""
-    manifest = run.asked.manifest
     return {
-        "bundle": {"dataset": manifest.dataset.name, "version": manifest.version, "n_items": manifest.n_items},
+        "bundle": bundle_facts(run.asked.manifest),
         "options": vars(run.options),
         "offered_per_second": run.rate,
         "verdict": verdict.document(),

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks import production
-from benchmarks.http_client import running, serve_arguments
+from benchmarks.bundle_facts import bundle_facts, bundle_line
 from benchmarks.load.process import Others
 from benchmarks.load.questions import Asked
 from benchmarks.load.tree import Memory, MemoryLog, processes, total, tree_memory
-from benchmarks.production.clients import MODEL, Clients, Seen, clients_of, quantile, quantiles
-from benchmarks.production.trends import tail_ratio
+from benchmarks.production.clients import Clients, Seen, quantile, quantiles
+from benchmarks.production.service import cores_of, find_saturation, service_and_clients
+from benchmarks.production.tail import tail_bar, too_few
 from benchmarks.production.verdict import Bar, Verdict, faults_of
 
 REFUSED_S = 0.05
@@ -31,9 +28,6 @@ LOSS, CALM_REFUSED = 2.0, 0.01
 work; unloaded, it refuses next to nobody."""
 UNLOADED = 0.1
 """Rate of the unloaded stretch, as a share of the saturation."""
-LEAST = 500
-"""Fewer requests say nothing about a p99."""
-_SATURATION_S = 5.0
 _SPARE, _SPARE_S, _MOST = 64, 0.25, 2048
 """Connections of the overload beside those that the service lets in: enough for refusals of a quarter of a second."""
 
@@ -110,13 +104,12 @@ def measure(bundle: Path, options: Options, on_step: Callable[[str], None] = lam
         ServerError: The service does not start, or is gone.
     """
     asked = Asked.read(bundle, options.k, options.seed)
-    arguments = serve_arguments({MODEL: asked.folder})
-    with ExitStack() as stack:
-        server = stack.enter_context(running(production.SERVICE, *arguments, variables=options.variables()))
-        clients = stack.enter_context(clients_of(server, asked, options.k, options.clients, options.seed))
+    service = service_and_clients(
+        asked, options.k, options.seed, variables=options.variables(), clients=options.clients
+    )
+    with service as (server, clients):
         others = Others(processes(os.getpid()))
-        on_step("finding the saturation")
-        saturation = clients.closed(options.max_in_flight, min(_SATURATION_S, options.seconds))
+        saturation = find_saturation(clients, options.seconds, on_step, options.max_in_flight)
         most = max(saturation.accepted_per_second, 1.0)
         calm, offered = UNLOADED * most, options.factor * most
         unloaded = clients.open(calm, options.seconds, lambda: on_step("unloaded"))
@@ -148,29 +141,15 @@ def _overload(
     return clients.open(rate, options.seconds, meanwhile, connections=connections, every=every)
 
 
-def cores_of(others: Others) -> float:
-    """Return how many cores others kept busy; NaN where one of our processes has ended and cannot be asked."""
-    try:
-        return others.cores()
-    except OSError:
-        return float("nan")
-
-
 def judge(run: Run) -> Verdict:
     """Say what the run says."""
     refused, before, after = run.overload.refused, run.held["before"], run.held["after"]
-    tail, detail = float("nan"), ""
-    if len(run.unloaded.latencies) and len(run.overload.latencies):
-        generator = np.random.default_rng(run.options.seed)
-        calm, loaded = ((seen.begun, seen.latencies) for seen in (run.unloaded, run.overload))
-        ratio = tail_ratio(calm, loaded, generator)
-        tail, detail = ratio.value, f"[{ratio.low:.2f}, {ratio.high:.2f}]"
     accepted = run.overload.accepted_per_second or float("nan")
     calm_refused = len(run.unloaded.refused) / max(run.unloaded.replies, 1)
     bars = [
         Bar("refused_p99", "p99 of the refusals", quantile(refused, 0.99) * 1e3, REFUSED_S * 1e3, "ms"),
         Bar("refused_max", "slowest refusal", quantile(refused, 1.0) * 1e3, REFUSED_S * 1e3, "ms"),
-        Bar("tail", "p99 of the accepted ÷ unloaded", tail, TAIL, "×", detail),
+        tail_bar("p99 of the accepted ÷ unloaded", [run.unloaded], [run.overload], TAIL, run.options.seed),
         Bar("resident", "RSS after ÷ before", after.resident / before.resident, MEMORY, "×"),
         Bar(
             "goodput", "saturation ÷ accepted when overloaded", run.saturation.accepted_per_second / accepted, LOSS, "×"
@@ -188,10 +167,7 @@ def judge(run: Run) -> Verdict:
 
 def _doubts(run: Run, stretches: dict[str, Seen]) -> list[str]:
     doubts = [doubt for name, seen in stretches.items() for doubt in seen.limits(name)]
-    if len(run.unloaded.latencies) < LEAST:
-        doubts.append(
-            f"p99 of {len(run.unloaded.latencies)} unloaded requests says nothing, wanted {LEAST}; use more --seconds"
-        )
+    doubts += too_few([run.unloaded], "unloaded")
     if doubts and any("client" in doubt for doubt in doubts):
         doubts.append("choose a bundle of more items, so that fewer requests saturate the service, or more --clients")
     return doubts
@@ -208,11 +184,10 @@ def _stretches(run: Run) -> dict[str, Seen]:
 
 def report(run: Run, verdict: Verdict) -> Iterator[str]:
     """Yield the run as lines for people."""
-    manifest, options = run.asked.manifest, run.options
+    options = run.options
     yield (
-        f"{manifest.dataset.name}, {manifest.n_items} items of dimension {manifest.dimension}, k {options.k}; one "
-        f"worker, at most {options.max_in_flight} in flight, {options.max_queue} waiting, {options.max_batch} in a "
-        f"call; {options.clients} clients"
+        f"{bundle_line(run.asked.manifest, options.k)}; one worker, at most {options.max_in_flight} in flight, "
+        f"{options.max_queue} waiting, {options.max_batch} in a call; {options.clients} clients"
     )
     yield f"{'stretch':<12}{'offered/s':>10}{'right/s':>10}{'503/s':>10}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9} ms"
     for name, seen in _stretches(run).items():
@@ -232,9 +207,8 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
 
 def document(run: Run, verdict: Verdict) -> dict[str, Any]:
     """Return the run as JSON values."""
-    manifest = run.asked.manifest
     return {
-        "bundle": {"dataset": manifest.dataset.name, "version": manifest.version, "n_items": manifest.n_items},
+        "bundle": bundle_facts(run.asked.manifest),
         "options": vars(run.options),
         "offered_per_second": run.rates,
         "verdict": verdict.document(),

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import production
-from benchmarks.http_client import Connection, Server, ServerError, running, serve_arguments
+from benchmarks.bundle_facts import bundle_facts, bundle_line
+from benchmarks.http_client import Connection, Server, ServerError
 from benchmarks.load.questions import Asked
 from benchmarks.load.tree import NOTHING, Memory, processes, total, tree_memory
-from benchmarks.production.clients import MODEL, Seen, clients_of, quantiles
+from benchmarks.production.clients import MODEL, Seen, quantiles
+from benchmarks.production.service import find_saturation, service_and_clients
 from benchmarks.production.verdict import Verdict, faults_of
 from export.bundle import MANIFEST, content_version
 from export.manifest import Manifest
@@ -30,8 +31,6 @@ WATCH_S = 0.2
 """How often the service looks which version is published; its default is 1 s."""
 PATIENCE_S = 120.0
 """A version that does not answer for so long after it was published will not any more."""
-_CONCURRENCY = 32
-_SATURATION_S = 5.0
 _LOOK_S = 0.05
 
 
@@ -202,12 +201,10 @@ def measure(bundle: Path, options: Options, work: Path | None, on_step: Callable
         publish(copies[0][0], root)
         stack.callback(_writable, root)
         variables = {"DVIB_SERVE_WORKERS": str(options.workers), "DVIB_SERVE_WATCH_S": str(WATCH_S)}
-        server = stack.enter_context(running(production.SERVICE, *serve_arguments({MODEL: root}), variables=variables))
-        clients = stack.enter_context(
-            clients_of(server, asked, options.k, options.clients, options.seed, any_version=True)
+        server, clients = stack.enter_context(
+            service_and_clients(asked, options.k, options.seed, variables=variables, clients=options.clients, root=root)
         )
-        on_step("finding the saturation")
-        saturation = clients.closed(_CONCURRENCY, min(_SATURATION_S, options.every))
+        saturation = find_saturation(clients, options.every, on_step)
         calm = total([*tree_memory(server.pid).values()])
 
         def version_now() -> str:
@@ -257,10 +254,10 @@ def judge(run: Run) -> Verdict:
 
 def report(run: Run, verdict: Verdict) -> Iterator[str]:
     """Yield the run as lines for people."""
-    manifest, options = run.asked.manifest, run.options
+    options = run.options
     yield (
-        f"{manifest.dataset.name}, {manifest.n_items} items of dimension {manifest.dimension}, k {options.k}; "
-        f"{options.workers} workers; {len(run.over)} reloads at {run.rate:.0f} requests/s"
+        f"{bundle_line(run.asked.manifest, options.k)}; {options.workers} workers; {len(run.over)} reloads at "
+        f"{run.rate:.0f} requests/s"
     )
     yield f"{'requests due':<14}{'replies':>9}{'p50':>9}{'p95':>9}{'p99':>9}{'max':>9} ms"
     for name, latencies in run.parts().items():
@@ -279,10 +276,9 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
 
 def document(run: Run, verdict: Verdict) -> dict[str, Any]:
     """Return the run as JSON values; times of reloads in seconds from the start of the load."""
-    manifest = run.asked.manifest
     start = run.seen.started * 1e-9
     return {
-        "bundle": {"dataset": manifest.dataset.name, "version": manifest.version, "n_items": manifest.n_items},
+        "bundle": bundle_facts(run.asked.manifest),
         "options": asdict(run.options),
         "offered_per_second": run.rate,
         "verdict": verdict.document(),

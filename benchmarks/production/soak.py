@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import production
-from benchmarks.http_client import running, serve_arguments
+from benchmarks.bundle_facts import bundle_facts, bundle_line
 from benchmarks.load.process import Others
 from benchmarks.load.questions import Asked
 from benchmarks.load.tree import Memory, MemoryLog, processes, total, tree_memory
-from benchmarks.production.clients import MODEL, Seen, clients_of, quantiles
-from benchmarks.production.overload import cores_of
+from benchmarks.production.clients import Seen, quantiles
+from benchmarks.production.service import cores_of, find_saturation, service_and_clients
 from benchmarks.production.trends import Slope, slope
 from benchmarks.production.verdict import Bar, Verdict, faults_of
 
@@ -28,8 +26,6 @@ the slope is below so many per cent of the resident memory per hour."""
 RESOLUTION = 20.0
 """An interval that reaches further up than so many per cent per hour proves nothing: the run was too short."""
 SHARE = 0.5
-_CONCURRENCY = 32
-_SATURATION_S = 5.0
 _HOUR = 3600.0
 
 
@@ -92,13 +88,10 @@ def measure(bundle: Path, options: Options, on_step: Callable[[str], None] = lam
         ServerError: The service does not start, or is gone.
     """
     asked = Asked.read(bundle, options.k, options.seed)
-    arguments = serve_arguments({MODEL: asked.folder})
     variables = {"DVIB_SERVE_WORKERS": str(options.workers)}
-    with ExitStack() as stack:
-        server = stack.enter_context(running(production.SERVICE, *arguments, variables=variables))
-        clients = stack.enter_context(clients_of(server, asked, options.k, options.clients, options.seed))
-        on_step("finding the saturation")
-        saturation = clients.closed(_CONCURRENCY, min(_SATURATION_S, options.seconds))
+    service = service_and_clients(asked, options.k, options.seed, variables=variables, clients=options.clients)
+    with service as (server, clients):
+        saturation = find_saturation(clients, options.seconds, on_step)
         rate = SHARE * max(saturation.accepted_per_second, 2.0)
         if options.warm_up:
             clients.open(rate, options.warm_up, lambda: on_step("warming up"))
@@ -144,11 +137,10 @@ def judge(run: Run) -> Verdict:
 
 def report(run: Run, verdict: Verdict) -> Iterator[str]:
     """Yield the run as lines for people."""
-    manifest, options = run.asked.manifest, run.options
+    options = run.options
     yield (
-        f"{manifest.dataset.name}, {manifest.n_items} items of dimension {manifest.dimension}, k {options.k}; "
-        f"{options.workers} workers; {options.seconds / 60:g} minutes at {run.rate:.0f} requests/s, {SHARE:.0%} of "
-        f"{run.saturation.accepted_per_second:.0f}/s"
+        f"{bundle_line(run.asked.manifest, options.k)}; {options.workers} workers; {options.seconds / 60:g} minutes at "
+        f"{run.rate:.0f} requests/s, {SHARE:.0%} of {run.saturation.accepted_per_second:.0f}/s"
     )
     times = ", ".join(f"{name} {value:.2f} ms" for name, value in (quantiles(run.soak.latencies) or {}).items())
     yield f"{len(run.soak.latencies)} right replies: {times or 'none'}"
@@ -161,9 +153,8 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
 
 def document(run: Run, verdict: Verdict) -> dict[str, Any]:
     """Return the run as JSON values."""
-    manifest = run.asked.manifest
     return {
-        "bundle": {"dataset": manifest.dataset.name, "version": manifest.version, "n_items": manifest.n_items},
+        "bundle": bundle_facts(run.asked.manifest),
         "options": vars(run.options),
         "offered_per_second": run.rate,
         "saturation_per_second": run.saturation.accepted_per_second,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import production
-from benchmarks.http_client import ServerError, running, serve_arguments
+from benchmarks.bundle_facts import bundle_facts, bundle_line
+from benchmarks.http_client import ServerError
 from benchmarks.load.process import Meter
 from benchmarks.load.questions import Asked
 from benchmarks.load.tree import Memory, leaves, total, tree_memory
-from benchmarks.production.clients import MODEL, Clients, clients_of
+from benchmarks.production.clients import Clients
+from benchmarks.production.service import service_and_clients
 from benchmarks.production.verdict import Bar, Verdict, faults_of
 
 EACH = 90e6
@@ -116,15 +116,12 @@ def measure(bundle: Path, options: Options, on_step: Callable[[str], None] = lam
 
 
 def _held(asked: Asked, options: Options, count: int, on_step: Callable[[str], None]) -> Held:
-    arguments = serve_arguments({MODEL: asked.folder})
     on_step(f"starting {count} workers")
-    with ExitStack() as stack:
-        variables = {"DVIB_SERVE_WORKERS": str(count)}
-        server = stack.enter_context(running(production.SERVICE, *arguments, variables=variables))
+    variables = {"DVIB_SERVE_WORKERS": str(count)}
+    with service_and_clients(asked, options.k, options.seed, variables=variables) as (server, clients):
         workers = leaves(server.pid)
         if len(workers) != count:
             raise ServerError(f"the service was started with {count} workers and has {len(workers)}")
-        clients = stack.enter_context(clients_of(server, asked, options.k, 1, options.seed))
         speeds, answered, errors, share = _work(clients, workers, options, on_step)
         everyone = tree_memory(server.pid)
         if leaves(server.pid) != workers:
@@ -187,8 +184,7 @@ def judge(run: Run) -> Verdict:
 
 def report(run: Run, verdict: Verdict) -> Iterator[str]:
     """Yield the run as lines for people."""
-    manifest = run.asked.manifest
-    yield f"{manifest.dataset.name}, {manifest.n_items} items of dimension {manifest.dimension}, k {run.options.k}"
+    yield bundle_line(run.asked.manifest, run.options.k)
     yield f"{'workers':<8}{'right/s':>9}{'processes':>11}{'PSS of all':>12}{'RSS and PSS of each worker':>30}, MB"
     for held in (run.one, run.many):
         each = "  ".join(f"{one.resident / 1e6:.1f}/{one.proportional / 1e6:.1f}" for one in held.workers)
@@ -205,9 +201,8 @@ def report(run: Run, verdict: Verdict) -> Iterator[str]:
 
 def document(run: Run, verdict: Verdict) -> dict[str, Any]:
     """Return the run as JSON values."""
-    manifest = run.asked.manifest
     return {
-        "bundle": {"dataset": manifest.dataset.name, "version": manifest.version, "n_items": manifest.n_items},
+        "bundle": bundle_facts(run.asked.manifest),
         "options": asdict(run.options),
         "verdict": verdict.document(),
         "services": [

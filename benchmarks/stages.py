@@ -7,8 +7,9 @@ what looking at all of them once costs while they are float32.
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,6 +22,7 @@ import numpy as np
 import uvloop
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from uvicorn.server import ServerState
 
 from benchmarks.bundle_facts import bundle_facts
 from benchmarks.rounds import fresh_processes
@@ -37,8 +39,10 @@ from service.engine import Engine
 from service.http.app import create_app
 from service.http.documents import recommend_document
 from service.http.gate import Gate
+from service.http.protocol import Protocol
 from service.http.query import QueryReader
 from service.http.reply import json_reply
+from service.process.server import server_config
 from service.settings import Settings
 from service.values import Request
 from training.common.errors import BundleError
@@ -52,7 +56,7 @@ STAGES = {
     "ranking": "search, seen items dropped, exact order",
     "serialise": "answer to JSON",
     ENGINE: "the whole answer: user, ranking, ids and titles",
-    "request": "all of it, from the ASGI scope to the body, without sockets",
+    "request": "all of it, from the bytes of a request to those of its reply, without sockets",
     EMPTY: "floor: a call of ONNX Runtime that computes nothing",
     PASS: "floor: the maximum of the item vectors",
 }
@@ -180,9 +184,36 @@ def _serialise_call(engine: Engine, requests: Sequence[Request]) -> Call:
     return call
 
 
+class _Wire(asyncio.Transport):
+    """The other end of a connection, without the connection.
+
+    Attributes:
+        reply: What is written, in one piece.
+    """
+
+    def __init__(self, reply: asyncio.Future[bytes]) -> None:
+        super().__init__()
+        self.reply = reply
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.reply.set_result(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """There is no connection."""
+
+    def pause_reading(self) -> None:
+        """Nothing is read."""
+
+    def resume_reading(self) -> None:
+        """Nothing is read."""
+
+
 @contextmanager
 def _application(engine: Engine, settings: Settings, texts: Sequence[bytes]) -> Iterator[Call]:
-    """Yield a call that sends one request through the whole application: ASGI, no sockets.
+    """Yield a call that sends one request through the whole service, except for its sockets.
 
     Args:
         engine: Of the only model.
@@ -194,42 +225,28 @@ def _application(engine: Engine, settings: Settings, texts: Sequence[bytes]) -> 
     """
     app = create_app({_MODEL: engine}, settings)
     gate = Gate(app, settings)
-    statuses: list[int] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            statuses.append(int(message["status"]))
-
-    fixed = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/recommend",
-        "raw_path": b"/recommend",
-        "root_path": "",
-        "headers": [(b"host", b"localhost")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
+    heads = [b"POST /recommend?%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % text for text in texts]
     with closing(uvloop.new_event_loop()) as loop:
+        config = server_config(gate)
+        config.load()
+        protocol = Protocol.to(gate, settings)(config, ServerState(), {}, loop)
+        wire = _Wire(loop.create_future())
+        protocol.connection_made(wire)
 
-        def call(users: NDArray[np.int64]) -> None:
-            # A scope of its own for every request: the application writes into it.
-            loop.run_until_complete(gate({**fixed, "query_string": texts[users[0]]}, receive, send))
+        def call(users: NDArray[np.int64]) -> bytes:
+            wire.reply = loop.create_future()
+            loop.call_soon(protocol.data_received, heads[users[0]])
+            return loop.run_until_complete(wire.reply)
 
         lifespan = app.router.lifespan_context(app)
         loop.run_until_complete(lifespan.__aenter__())
         try:
-            call(np.zeros(1, dtype=np.int64))
-            if statuses != [HTTPStatus.OK]:
-                raise BundleError(f"the application replies with status {statuses}, wanted 200")
+            status = call(np.zeros(1, dtype=np.int64)).partition(b"\r\n")[0].decode()
+            if f" {HTTPStatus.OK.value} " not in status:
+                raise BundleError(f"the service replies with {status!r}, wanted 200")
             yield call
         finally:
+            protocol.connection_lost(None)
             loop.run_until_complete(lifespan.__aexit__(None, None, None))
 
 

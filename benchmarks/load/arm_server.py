@@ -92,7 +92,7 @@ def serve(document: dict[str, Any]) -> None:
             return
         arms = {arm["name"]: load_arm(arm["folder"], arm["delay_us"], settings) for arm in document["arms"]}
         gate = Gate(create_app(arms, settings), settings)
-        run_app(gate, listener, "arm-server", "for a benchmark", http=Protocol.with_settings(settings))
+        run_app(gate, listener, "arm-server", "for a benchmark", http=Protocol.to(gate, settings))
 
 
 def main() -> None:

@@ -33,8 +33,7 @@ Every error reply is `{"error": {"code": ..., "message": ...}}` with a fixed cod
 def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
     """Return the application. It is ready between its lifespan's startup and shutdown.
 
-    `service.http.gate.Gate` belongs around it: bounds, key, request ids and the straight way are there. Its desk is
-    ``app.state.desk``.
+    `service.http.gate.Gate` belongs around it: bounds, key and request ids are there. Its desk is ``app.state.desk``.
 
     Args:
         engines: Model name to loaded engine; the first is the default model.

@@ -124,25 +124,21 @@ class Batcher:
         """How many more may wait."""
         return self._max_queue - self.waiting
 
-    async def recommend(self, request: Request) -> Recommendation:
-        """Queue one request and wait for its answer.
-
-        A caller that is cancelled while it waits takes its own request out of the queue and disturbs no other.
+    def take(self, request: Request) -> asyncio.Future[Recommendation]:
+        """Queue one request, see `submit`, if there is room.
 
         Raises:
             QueueFullError: ``max_queue`` requests wait already, or the batcher is closed.
-            EngineFailedError: The engine failed on the batch; the next batch starts afresh.
         """
         if self.waiting >= self._max_queue:
             raise QueueFullError
-        try:
-            return await self.submit(request)
-        except asyncio.CancelledError:
-            self.sweep_soon()
-            raise
+        return self.submit(request)
 
     def submit(self, request: Request, *, in_crowd: bool = False) -> asyncio.Future[Recommendation]:
-        """Queue one request whatever the room; the answer is the future's result. Cancelled, it takes no answer.
+        """Queue one request whatever the room; the answer is the future's result.
+
+        Where the engine fails on its batch, an `EngineFailedError` is the outcome; the next batch starts afresh. Who
+        cancels the future takes the request out of the queue, with `sweep_soon`, and disturbs no other.
 
         Args:
             request: The request.

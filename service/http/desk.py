@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import orjson
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from service.engine import Engine
     from service.http.errors import Errors
     from service.settings import Settings
+    from service.values import Recommendation, Request
 
 T = TypeVar("T")
 _NOT_READY = Refusal(ErrorCode.NOT_READY)
@@ -37,6 +39,27 @@ _LOOKUPS = 2
 """Threads for what is looked up beside the queues: items, similar ones and histories."""
 _AT_ONCE = 1000
 """Items that are written into a batch's reply before others get their turn."""
+
+
+class Ticket(NamedTuple):
+    """A question that a model has been asked.
+
+    Attributes:
+        request: The question.
+        model: Its name.
+        batcher: The model's queue.
+        answer: Comes later; an `EngineFailedError` where the engine fails. A batcher that closes cancels it.
+    """
+
+    request: Request
+    model: str
+    batcher: Batcher
+    answer: asyncio.Future[Recommendation]
+
+    def give_up(self) -> None:
+        """Want the answer no more, and leave the place in the queue to others."""
+        self.answer.cancel()
+        self.batcher.sweep_soon()
 
 
 class Desk:
@@ -105,26 +128,51 @@ class Desk:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    async def recommend_plainly(self, query: bytes) -> Reply:
-        """Reply to a request that is all in its query string."""
+    def ask_plainly(self, query: bytes) -> Ticket | Reply:
+        """Ask what a query string asks; see `ask`."""
         asked = self._read(query)
-        return self._errors.reply(asked) if isinstance(asked, Refusal) else await self.recommend(asked)
+        return self._errors.reply(asked) if isinstance(asked, Refusal) else self.ask(asked)
 
-    async def recommend(self, asked: Asked) -> Reply:
-        """Reply to one request for recommendations."""
+    def ask(self, asked: Asked) -> Ticket | Reply:
+        """Ask the model that is to answer; or return the reply, where it is not asked."""
         model = self._model(asked)
         if isinstance(model, Refusal):
             return self._errors.reply(model)
-        request = asked.request
+        batcher, request = self._batchers[model], asked.request
         try:
-            answer = await self._batchers[model].recommend(request)
+            return Ticket(request, model, batcher, batcher.take(request))
         except QueueFullError:
             return self._errors.reply(ErrorCode.OVERLOADED)._replace(model=model)
+
+    def reply(self, ticket: Ticket) -> Reply:
+        """Return the reply to a question whose answer is there, and not cancelled."""
+        request, model, _, answer = ticket
+        try:
+            recommendation = answer.result()
         except EngineFailedError:
             return self._errors.reply(ErrorCode.INTERNAL)._replace(model=model)
         version = self._versions[model]
-        document = recommend_document(request.user_id, model, version, answer)
-        return json_reply(document, model, version, answer.source)
+        document = recommend_document(request.user_id, model, version, recommendation)
+        return json_reply(document, model, version, recommendation.source)
+
+    async def recommend_plainly(self, query: bytes) -> Reply:
+        """Reply to a request that is all in its query string."""
+        return await self._reply(self.ask_plainly(query))
+
+    async def recommend(self, asked: Asked) -> Reply:
+        """Reply to one request for recommendations."""
+        return await self._reply(self.ask(asked))
+
+    async def _reply(self, asked: Ticket | Reply) -> Reply:
+        if isinstance(asked, Reply):
+            return asked
+        try:
+            with suppress(EngineFailedError):
+                await asked.answer
+        except asyncio.CancelledError:
+            asked.give_up()
+            raise
+        return self.reply(asked)
 
     async def recommend_batch(self, batch: Sequence[Asked]) -> Reply:
         """Reply to many requests, all or none, in order."""

@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from service.http.errors import Errors
 from service.http.ledger import Ledger
@@ -34,7 +34,6 @@ REQUEST_ID = b"x-request-id"
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 HEALTH = frozenset({"/healthz", "/readyz"})
 _READY = "/readyz"
-_RECOMMEND = "/recommend"
 MOST_URI_BYTES = 2**15
 _MOST_HELD, _MOST_HELD_BODIES = 2**26, 4
 """Bytes of all bodies in work, or of so many of the longest: more requests may be in work than memory has room for."""
@@ -70,29 +69,37 @@ class _Sender:
         await self._send(message)
 
 
+class Work(Protocol):
+    """A request in work."""
+
+    def cancel(self) -> object:
+        """Give it up: it takes too long."""
+
+
 class Gate:
     """An ASGI application around the service's own.
 
-    It refuses what needs no look at the models, gives every reply a request id, and gives up what takes too long. A
-    request for recommendations without a body goes to the desk by the straight way, past the framework: that takes
-    longer than finding the answer.
+    It refuses what needs no look at the models, gives every reply a request id, and gives up what takes too long. What
+    goes past the framework, see `service.http.straight`, comes by here, too.
 
     Make it in the process that serves: the request ids begin with a prefix of its own.
 
     Args:
-        app: From `service.http.app.create_app`; another application has no straight way.
+        app: From `service.http.app.create_app`; another application has no desk.
         settings: Limits.
 
     Attributes:
         draining: Set it when the process ends: replies then close their connections, and the service is not ready.
+        desk: The application's.
+        errors: Error replies.
         ledger: Notes every reply.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self.draining = False
         self._app: ASGIApp = app
-        self._desk: Desk | None = getattr(app.state, "desk", None)
-        self._errors = Errors(settings)
+        self.desk: Desk | None = getattr(app.state, "desk", None)
+        self.errors = Errors(settings)
         self.ledger = Ledger(app, access_log=settings.access_log)
         self._max_in_flight = settings.max_in_flight
         self._max_body_bytes = settings.max_body_bytes
@@ -103,8 +110,8 @@ class Gate:
         self._numbers = itertools.count(1)
         self._most_held = max(_MOST_HELD, _MOST_HELD_BODIES * settings.max_body_bytes)
         self._held = 0
-        self._work: dict[asyncio.Task[Any], float] = {}
-        self._late: set[asyncio.Task[Any]] = set()
+        self._work: dict[Work, float] = {}
+        self._late: set[Work] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -119,37 +126,51 @@ class Gate:
             return
         began = scope[_BEGAN] = time.perf_counter()
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        more = self._more(headers)
+        more = self.more(headers)
         request_id.set(more[0][1])
         if ASKED_FOR in headers:
             send = timed(send, began)
-        reply = self._refuse(scope, headers)
+        reply = self.refuse(scope["path"], scope["query_string"], headers)
         if reply is None:
             reply = await self._work_on(scope, headers, receive, send, more)
         if reply is not None:
             self.ledger.note(scope, reply.status, reply, began)
             await self._reply(reply, headers, receive, send, more)
 
-    def _more(self, headers: MutableMapping[bytes, bytes]) -> tuple[Header, ...]:
+    def more(self, headers: MutableMapping[bytes, bytes]) -> tuple[Header, ...]:
         """Return the headers of every reply: the request's id and, in the end, that the connection closes."""
         given = headers.get(REQUEST_ID)
         if given is None or not _GIVEN_ID.fullmatch(given):
             given = b"%b-%x" % (self._prefix, next(self._numbers))
         return ((REQUEST_ID, given), CLOSE) if self.draining else ((REQUEST_ID, given),)
 
-    def _refuse(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> Reply | None:
-        path = scope["path"]
+    def refuse(self, path: str, query: bytes, headers: MutableMapping[bytes, bytes]) -> Reply | None:
+        """Return the reply to a request that is not let in."""
         if path in HEALTH:
-            return self._errors.reply(ErrorCode.NOT_READY) if self.draining and path == _READY else None
+            return self.errors.reply(ErrorCode.NOT_READY) if self.draining and path == _READY else None
         if self._key is not None and not self._carries(self._key, headers) and path not in PATHS:
-            return self._errors.reply(ErrorCode.UNAUTHORIZED)
+            return self.errors.reply(ErrorCode.UNAUTHORIZED)
         if len(self._work) >= self._max_in_flight:
-            return self._errors.reply(ErrorCode.OVERLOADED)
-        if len(scope["query_string"]) + len(path) > MOST_URI_BYTES:
-            return self._errors.reply(ErrorCode.URI_TOO_LONG)
+            return self.errors.reply(ErrorCode.OVERLOADED)
+        if len(query) + len(path) > MOST_URI_BYTES:
+            return self.errors.reply(ErrorCode.URI_TOO_LONG)
         if _length(headers) > self._max_body_bytes:
-            return self._errors.reply(ErrorCode.BODY_TOO_LONG)
+            return self.errors.reply(ErrorCode.BODY_TOO_LONG)
         return None
+
+    def enter(self, work: Work) -> None:
+        """Take something into work, until it leaves; it is cancelled if that takes too long."""
+        loop = asyncio.get_running_loop()
+        self._work[work] = loop.time()
+        self.ledger.metrics.in_flight[0] = len(self._work)
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout_s, self._give_up_late)
+
+    def leave(self, work: Work) -> None:
+        """Have no more to do with it."""
+        self._work.pop(work, None)
+        self._late.discard(work)
+        self.ledger.metrics.in_flight[0] = len(self._work)
 
     @staticmethod
     def _carries(key: bytes, headers: MutableMapping[bytes, bytes]) -> bool:
@@ -167,18 +188,12 @@ class Gate:
         more: tuple[Header, ...],
     ) -> Reply | None:
         """Return the reply; None where the application has sent it already, or nobody waits for it."""
-        loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
-        self._work[task] = loop.time()
-        self.ledger.metrics.in_flight[0] = len(self._work)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.enter(task)
         scope[TASK] = task
-        if self._timer is None:
-            self._timer = loop.call_later(self._timeout_s, self._give_up_late)
         try:
-            if _has_body(headers):
+            if has_body(headers):
                 return await self._with_body(scope, headers, receive, send, more)
-            if self._desk is not None and scope["path"] == _RECOMMEND and scope["method"] == "POST":
-                return await self._desk.recommend_plainly(scope["query_string"])
             await self._through(scope, receive, send, more)
             return None
         except asyncio.CancelledError:
@@ -189,17 +204,15 @@ class Gate:
             if not late or _begun(scope):
                 raise
             task.uncancel()
-            return self._errors.reply(ErrorCode.TIMED_OUT)
+            return self.errors.reply(ErrorCode.TIMED_OUT)
         except Exception:
             _LOG.exception("a request failed")
             if _begun(scope) and not scope[_SENDER].complete:
                 raise
-            return None if _begun(scope) else self._errors.reply(ErrorCode.INTERNAL)
+            return None if _begun(scope) else self.errors.reply(ErrorCode.INTERNAL)
         finally:
-            self._work.pop(task, None)
-            self._late.discard(task)
+            self.leave(task)
             del scope[TASK]  # what is left is to send the reply
-            self.ledger.metrics.in_flight[0] = len(self._work)
 
     async def _with_body(
         self,
@@ -210,7 +223,7 @@ class Gate:
         more: tuple[Header, ...],
     ) -> Reply | None:
         if headers.get(b"transfer-encoding", _CHUNKED).lower() != _CHUNKED:
-            return self._errors.reply(ErrorCode.INVALID_REQUEST, (CLOSE,))
+            return self.errors.reply(ErrorCode.INVALID_REQUEST, (CLOSE,))
         parts: list[int] = []
         try:
             body = await self._read(receive, parts)
@@ -234,11 +247,11 @@ class Gate:
             async with asyncio.timeout(self._read_timeout_s):
                 return await read_body(receive, self._max_body_bytes, take)
         except TimeoutError:
-            return self._errors.reply(ErrorCode.REQUEST_TIMEOUT)
+            return self.errors.reply(ErrorCode.REQUEST_TIMEOUT)
         except BodyTooLongError:
-            return self._errors.reply(ErrorCode.BODY_TOO_LONG)
+            return self.errors.reply(ErrorCode.BODY_TOO_LONG)
         except NoRoomError:
-            return self._errors.reply(ErrorCode.OVERLOADED, (CLOSE,))
+            return self.errors.reply(ErrorCode.OVERLOADED, (CLOSE,))
         except ClientGoneError:
             return None
 
@@ -271,16 +284,17 @@ class Gate:
         """Cancel what has been in work for too long: one timer for all, for they come in order."""
         loop = asyncio.get_running_loop()
         ended = loop.time() - self._timeout_s
-        late = list(itertools.takewhile(lambda task: self._work[task] <= ended, self._work))
-        for task in late:
-            del self._work[task]
-            self._late.add(task)
-            task.cancel()
+        late = list(itertools.takewhile(lambda work: self._work[work] <= ended, self._work))
+        for work in late:
+            del self._work[work]
+            self._late.add(work)
+            work.cancel()
         first = next(iter(self._work.values()), None)
         self._timer = None if first is None else loop.call_at(first + self._timeout_s, self._give_up_late)
 
 
-def _has_body(headers: MutableMapping[bytes, bytes]) -> bool:
+def has_body(headers: MutableMapping[bytes, bytes]) -> bool:
+    """Tell whether a request has a body, or says so."""
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 

@@ -1,4 +1,7 @@
-"""HTTP/1.1 connections on which nobody may dawdle: uvicorn's own protocol waits for a request's headers for ever."""
+"""HTTP/1.1 connections on which nobody may dawdle: uvicorn's own protocol waits for a request's headers for ever.
+
+Most requests for recommendations go the straight way, `service.http.straight`, all others through ASGI.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.http.errors import Errors
-from service.http.gate import GONE, MOST_URI_BYTES, REQUEST_ID, TASK
+from service.http.gate import GONE, MOST_URI_BYTES, REQUEST_ID, TASK, has_body
 from service.http.ledger import OTHER
-from service.http.reply import CLOSE, JSON
+from service.http.reply import CLOSE
 from service.http.schemas import ErrorCode
-from service.observe.metrics import Metrics
+from service.http.straight import PATH, Straight
 
 if TYPE_CHECKING:
     import asyncio
 
+    from service.http.gate import Gate
+    from service.http.reply import Header, Reply
     from service.settings import Settings
 
 _MOST_HEAD_BYTES = 2 * MOST_URI_BYTES
@@ -34,21 +38,19 @@ class Protocol(HttpToolsProtocol):
     passed over, and neither they nor chunk extensions go on for long.
 
     Attributes:
-        settings: Of the service; `with_settings` makes the class for them.
-        errors: Error replies.
-        metrics: Of the process.
+        gate: The application; `to` makes the class for it.
+        settings: Of the service.
     """
 
+    gate: Gate
     settings: Settings
-    errors: Errors
-    metrics: Metrics
 
     @classmethod
-    def with_settings(cls, settings: Settings, metrics: Metrics | None = None) -> type[Protocol]:
-        """Return the class for uvicorn's ``http``."""
-        own = {"settings": settings, "errors": Errors(settings), "metrics": metrics or Metrics({})}
-        return type(cls.__name__, (cls,), own)
+    def to(cls, gate: Gate, settings: Settings) -> type[Protocol]:
+        """Return the class for uvicorn's ``http``, where the gate is the application that it serves."""
+        return type(cls.__name__, (cls,), {"gate": gate, "settings": settings})
 
+    _straight: Straight | None = None
     _patience: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -64,7 +66,9 @@ class Protocol(HttpToolsProtocol):
         self._lose_patience()
         self.resume_writing()
         super().connection_lost(exc)
-        if self._working():
+        if self._straight is not None:
+            self._straight.abandon()
+        elif self._working():
             scope = cast("dict[str, Any]", self.scope)
             scope[GONE] = True
             task: asyncio.Task[None] | None = scope.get(TASK)
@@ -132,8 +136,30 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See uvicorn."""
         if not self.parser.should_upgrade():
-            super().on_headers_complete()
+            if not self._goes_straight():
+                super().on_headers_complete()
             self.headers = []  # what trailers add is no part of the request
+
+    def _goes_straight(self) -> bool:
+        """Take the straight way, if it leads to where the request wants to go and nothing stands in it."""
+        desk = self.gate.desk
+        if desk is None or not self.url.startswith(PATH) or self.parser.get_method() != b"POST":
+            return False
+        if self._working() or self.flow.write_paused:
+            return False
+        headers, url = dict(self.headers), httptools.parse_url(self.url)
+        if url.path != PATH or b"expect" in headers or has_body(headers):
+            return False
+        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        self._straight = Straight(self.gate, desk, self._reply_straight, keep_alive=keep_alive)
+        self.cycle = cast("Any", self._straight)
+        self._straight.begin(cast("dict[str, Any]", self.scope), headers, url.query or b"")
+        return True
+
+    def _reply_straight(self, reply: Reply, more: tuple[Header, ...]) -> None:
+        self._straight = None
+        self._write(reply, *more)
+        self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """See uvicorn."""
@@ -142,7 +168,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """See uvicorn."""
-        if not self.parser.should_upgrade():
+        if not self.parser.should_upgrade() and self.cycle.more_body:
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (the sentence is ours)
@@ -196,18 +222,24 @@ class Protocol(HttpToolsProtocol):
         if self.cycle is not None and not self._in_head() and self.cycle.response_started and self.cycle.more_body:
             self.transport.close()  # this is the rest of a request that has its reply
             return
-        reply = self.errors.reply(code)
-        self.metrics.reply(OTHER, "", reply.status, 0.0)
-        self.metrics.refused(reply.code)
-        headers = (
-            (b"content-type", JSON.encode()),
-            (b"content-length", b"%d" % len(reply.body)),
-            (REQUEST_ID, secrets.token_hex(8).encode()),
-            CLOSE,
-        )
-        head = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(STATUS_LINE[reply.status] + head + b"\r\n" + reply.body)
-        self.transport.close()
+        reply = self.gate.errors.reply(code)
+        metrics = self.gate.ledger.metrics
+        metrics.reply(OTHER, "", reply.status, 0.0)
+        metrics.refused(reply.code)
+        close = () if CLOSE in reply.headers else (CLOSE,)
+        self._write(reply, (REQUEST_ID, secrets.token_hex(8).encode()), *close)
+
+    def _write(self, reply: Reply, *more: Header) -> None:
+        """Write a whole reply, in one piece, and close the connection if a header says so."""
+        if self.transport.is_closing():
+            return
+        headers = reply.headed(*more)
+        parts = [STATUS_LINE[reply.status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join((*parts, b"\r\n", reply.body)))
+        if CLOSE in headers:
+            self.transport.close()
 
 
 def _staying(connection: bytes) -> bytes:

@@ -39,18 +39,17 @@ class Reply(NamedTuple):
     source: str = ""
     code: str = ""
 
-    def start(self, *more: Header) -> dict[str, Any]:
-        """Return the ASGI message that begins it.
+    def headed(self, *more: Header) -> list[Header]:
+        """Return all its headers.
 
         Args:
             more: Headers that have to do with the request and not with what is replied.
         """
-        length = (b"content-length", b"%d" % len(self.body))
-        return {
-            "type": "http.response.start",
-            "status": self.status,
-            "headers": [_CONTENT_TYPE, length, *self.headers, *more],
-        }
+        return [_CONTENT_TYPE, (b"content-length", b"%d" % len(self.body)), *self.headers, *more]
+
+    def start(self, *more: Header) -> dict[str, Any]:
+        """Return the ASGI message that begins it, with more headers."""
+        return {"type": "http.response.start", "status": self.status, "headers": self.headed(*more)}
 
     async def send(self, send: Send, *more: Header) -> None:
         """Send it, with more headers."""

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import Message, Send
 
+    from service.http.reply import Header
+
 ASKED_FOR = b"x-server-timing"
 """Header of a request, with any value. Who does not send it is spared the work."""
+
+
+def server_timing(began: float) -> Header:
+    """Return the header ``Server-Timing`` of a reply that is sent now.
+
+    Args:
+        began: When the request came, of ``time.perf_counter``.
+    """
+    return (b"server-timing", b"app;dur=%.4f" % (1e3 * (time.perf_counter() - began)))
 
 
 def timed(send: Send, began: float) -> Send:
@@ -17,13 +28,12 @@ def timed(send: Send, began: float) -> Send:
 
     Args:
         send: Of the request.
-        began: When the request came, of ``time.perf_counter``.
+        began: See `server_timing`.
     """
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            ms = 1e3 * (time.perf_counter() - began)
-            message["headers"] = [*message["headers"], (b"server-timing", b"app;dur=%.4f" % ms)]
+            message["headers"] = [*message["headers"], server_timing(began)]
         await send(message)
 
     return sending

@@ -41,7 +41,7 @@ def work(
     gate = Gate(create_app(engines, settings), settings)
     serve(
         gate,
-        Protocol.with_settings(settings, gate.ledger.metrics),
+        Protocol.to(gate, settings),
         listener,
         lease,
         drain_s=settings.drain_s,

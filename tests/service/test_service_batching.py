@@ -51,8 +51,18 @@ def make(gate: Gate, *, max_batch: int = 8, max_queue: int = 16) -> Batcher:
     return Batcher(gate, name="test", max_batch=max_batch, max_queue=max_queue)
 
 
+async def recommend(batcher: Batcher, request: Request) -> Recommendation:
+    """Ask as the desk does."""
+    answer = batcher.take(request)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        batcher.sweep_soon()
+        raise
+
+
 async def ask(batcher: Batcher, *users: str) -> list[asyncio.Task[Recommendation]]:
-    tasks = [asyncio.create_task(batcher.recommend(Request(user, 1))) for user in users]
+    tasks = [asyncio.create_task(recommend(batcher, Request(user, 1))) for user in users]
     for _ in range(5):  # every task queues its request, and an idle batcher starts
         await asyncio.sleep(0)
     return tasks
@@ -162,7 +172,7 @@ def test_a_full_queue_refuses() -> None:
         tasks = await ask(batcher, "in flight")
         tasks += await ask(batcher, "1", "2")
         with pytest.raises(QueueFullError):
-            await batcher.recommend(Request("3", 1))
+            await recommend(batcher, Request("3", 1))
         gate.open.set()
         await asyncio.gather(*tasks)
         batcher.close()
@@ -189,13 +199,13 @@ def test_closing_cancels_those_who_wait_and_ends_the_thread() -> None:
 def test_whoever_asks_a_closed_batcher_is_refused() -> None:
     async def test() -> None:
         batcher = make(Gate())
-        scheduled = asyncio.create_task(batcher.recommend(Request("a", 1)))
+        scheduled = asyncio.create_task(recommend(batcher, Request("a", 1)))
         await asyncio.sleep(0)
         batcher.close()
         with pytest.raises(asyncio.CancelledError):
             await scheduled
         with pytest.raises(QueueFullError):
-            await batcher.recommend(Request("b", 1))
+            await recommend(batcher, Request("b", 1))
 
     run(test())
 
@@ -222,16 +232,16 @@ def test_short_calls_stay_in_the_event_loop_and_others_do_not() -> None:
         here, engine = threading.get_ident(), Worker()
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
         for _ in range(3):
-            await batcher.recommend(Request("a", 1))
+            await recommend(batcher, Request("a", 1))
         assert engine.threads[0] != here  # nobody knows yet how long it takes
         assert engine.threads[1:] == [here, here]
         engine.seconds = 0.02
-        await batcher.recommend(Request("a", 1))
-        await batcher.recommend(Request("a", 1))
+        await recommend(batcher, Request("a", 1))
+        await recommend(batcher, Request("a", 1))
         assert engine.threads[3:] == [here, engine.threads[0]]  # one was unexpected
         engine.seconds = 0.0
         for _ in range(40):
-            await batcher.recommend(Request("a", 1))
+            await recommend(batcher, Request("a", 1))
         assert engine.threads[-1] == here
         batcher.close()
 
@@ -243,9 +253,9 @@ def test_short_answers_to_many_requests_are_a_long_call() -> None:
         here, engine = threading.get_ident(), Worker()
         engine.seconds = 0.3 * batching._SHORT_S
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
-        await batcher.recommend(Request("a", 1))
-        await asyncio.gather(*[batcher.recommend(Request("a", 1)) for _ in range(8)])
-        await batcher.recommend(Request("a", 1))
+        await recommend(batcher, Request("a", 1))
+        await asyncio.gather(*[recommend(batcher, Request("a", 1)) for _ in range(8)])
+        await recommend(batcher, Request("a", 1))
         assert [thread == here for thread in engine.threads] == [False, False, True]
         batcher.close()
 
@@ -256,10 +266,10 @@ def test_an_error_of_a_short_call_reaches_its_callers_only() -> None:
     async def test() -> None:
         engine = Worker()
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
-        await batcher.recommend(Request("a", 1))
+        await recommend(batcher, Request("a", 1))
         with pytest.raises(EngineFailedError):
-            await batcher.recommend(Request("boom", 1))
-        assert (await batcher.recommend(Request("a", 1))).source == "popular"
+            await recommend(batcher, Request("boom", 1))
+        assert (await recommend(batcher, Request("a", 1))).source == "popular"
         assert engine.threads[1:] == [threading.get_ident()] * 2
         batcher.close()
 
@@ -273,7 +283,7 @@ def test_a_slow_request_now_and_then_makes_no_short_calls_of_the_others() -> Non
         slow = []
         for number in range(30):
             engine.seconds = 0.02 if number % 6 == 5 else 0.0
-            await batcher.recommend(Request("a", 1))
+            await recommend(batcher, Request("a", 1))
             if engine.seconds:
                 slow.append(engine.threads[-1] == here)
         assert slow == [True, False, False, False, False]  # only the first is a surprise
@@ -307,12 +317,12 @@ def test_whatever_an_engine_does_nobody_waits_for_ever(
         right = [Recommendation("model", [])]
         engine = Faulty(right)
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
-        await batcher.recommend(Request("a", 1))
+        await recommend(batcher, Request("a", 1))
         engine.outcome = outcome
-        found = await asyncio.gather(*[batcher.recommend(Request("b", 1)) for _ in range(2)], return_exceptions=True)
+        found = await asyncio.gather(*[recommend(batcher, Request("b", 1)) for _ in range(2)], return_exceptions=True)
         assert [type(one) for one in found] == [EngineFailedError] * 2
         engine.outcome = right
-        assert (await batcher.recommend(Request("a", 1))).source == "model"
+        assert (await recommend(batcher, Request("a", 1))).source == "model"
         batcher.close()
 
     run(test())
@@ -329,11 +339,11 @@ def test_special_requests_say_nothing_of_plain_short_ones() -> None:
             engine.seconds = seconds
             engine.threads.clear()
             for _ in range(3):
-                await batcher.recommend(request)
+                await recommend(batcher, request)
             where.append([thread == here for thread in engine.threads])
         assert where == [[False, True, True], [False] * 3, [True] * 3, [False] * 3]
         engine.threads.clear()
-        await asyncio.gather(*[batcher.recommend(request) for request in (plain, plain, special)])
+        await asyncio.gather(*[recommend(batcher, request) for request in (plain, plain, special)])
         assert engine.threads != [here]  # one of them makes it long
         batcher.close()
 
@@ -347,7 +357,7 @@ def test_long_lists_are_never_taken_for_short_calls(name: str) -> None:
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
         few, many = (Request("a", 1)._replace(**{name: ("i",) * count}) for count in (1, 101))  # type: ignore[arg-type]
         for request in (few, few, many, few, many):
-            await batcher.recommend(request)
+            await recommend(batcher, request)
         assert [thread == here for thread in engine.threads] == [False, True, False, True, False]
         batcher.close()
 
@@ -361,7 +371,7 @@ def test_who_is_cancelled_makes_room_at_once() -> None:
         first = await ask(batcher, "in flight")
         waiting = await ask(batcher, "1", "2", "3")
         with pytest.raises(QueueFullError):
-            await batcher.recommend(Request("4", 1))
+            await recommend(batcher, Request("4", 1))
         for task in waiting[:2]:
             task.cancel()
         await asyncio.sleep(0)

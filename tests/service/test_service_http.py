@@ -175,28 +175,6 @@ def test_alive_but_not_ready_before_startup(folder: Path, gated: bool) -> None:
     in_process(app, test, started=False, gate=Gate(app, Settings()) if gated else None)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_the_straight_way_and_the_frameworks_say_the_same(folder: Path, gated: bool) -> None:
-    """One is the reference of the other: bodies, statuses and headers, but for the request id."""
-    engine = Engine.load(folder)
-    found: dict[str, Any] = {}
-
-    async def test(client: httpx.AsyncClient) -> None:
-        for query in ("user_id=u-1&k=3", "user_id=nobody", "", "user_id=u-1&k=0", "user_id=u-1&model=x", "user_id=%ff"):
-            straight = await client.post(f"/recommend?{query}")
-            framework = await client.post(f"/recommend?{query}", content=b"", headers={"transfer-encoding": "chunked"})
-            ways = [
-                (way.status_code, way.content, sorted(set(way.headers) - {"x-request-id"}))
-                for way in (straight, framework)
-            ]
-            assert ways[0] == ways[1]
-            found[query] = straight.status_code
-
-    app = create_app({"m": engine}, Settings())
-    in_process(app, test, started=True, gate=Gate(app, Settings()) if gated else None)
-    assert list(found.values()) == [200, 200, 422, 422, 404, 422]
-
-
 def parameters_of(operation: dict[str, Any]) -> dict[str, Any]:
     return {parameter["name"]: parameter for parameter in operation.get("parameters", [])}
 

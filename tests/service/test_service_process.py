@@ -145,7 +145,7 @@ assert engine.recommend("u-1", 3).items
 create_app({{"toy": engine}}, Settings()).openapi()
 heavy = {{"torch", "torch_geometric", "sklearn", "scipy", "polars", "pandas"}} & set(sys.modules)
 ours = {{name for name in sys.modules if name.startswith(("training.", "export."))}}
-parts = ("arrays", "bundle", "manifest", "serving", "index", "onnx_", "publish", "runtime", "scores")
+parts = ("arrays", "bundle", "manifest", "serving", "index", "onnx_", "publish", "runtime", "scores", "writing")
 allowed = ("training.common", *("export." + name for name in parts))
 assert not heavy, heavy
 assert all(name.startswith(allowed) for name in ours), ours

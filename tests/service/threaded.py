@@ -104,7 +104,7 @@ def served(engines: Mapping[str, Engine], settings: Settings) -> Iterator[Thread
     config = uvicorn.Config(
         gate,
         loop="uvloop",
-        http=Protocol.with_settings(settings),
+        http=Protocol.to(gate, settings),
         ws="none",
         lifespan="on",
         log_config=logging,

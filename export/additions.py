@@ -22,6 +22,7 @@ from export.parity import session
 from export.publish import check_outside
 from export.runtime import GRAPH_ERRORS
 from export.serving import ServingBundle, load_for_serving
+from export.writing import write_array
 from training.common.categories import ItemCategories
 from training.common.errors import BundleError, DataError, ExportError
 from training.common.folders import atomic_folder
@@ -30,6 +31,7 @@ from training.data.assemble import categories_of
 from training.data.features import feature_files, feature_owners, load_matrix, rows_of
 from training.data.items import ItemTable, item_table
 from training.data.tabular import find_table, read_table
+from training.tensor_files import disk_errors
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _ROWS_AT_ONCE = 256
@@ -174,6 +176,7 @@ def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | No
         ExportError: The bundle has no item tower, or the new index falls short of the recall.
         DataError: The new items cannot be used.
         FileExistsError: Somebody else has made ``out`` meanwhile.
+        OSError: The file system refuses, for example because the disk is full; nothing is written.
     """
     if os.path.lexists(out):
         raise BundleError(f"{out} already exists and bundles are never edited; choose another --out")
@@ -195,7 +198,7 @@ def add_items(folder: Path, features: Path, out: Path, *, min_recall: float | No
                 _check_scale(vectors, serving)
         except BundleError as error:
             raise BundleError(f"{folder}: {error}") from error
-        with atomic_folder(out, replace=False) as fresh:
+        with disk_errors(out), atomic_folder(out, replace=False) as fresh:
             for name in old.files.keys() - set(_REWRITTEN):
                 (fresh / name).write_bytes(reader.read(name))
             items = np.concatenate([serving.items, vectors])
@@ -238,10 +241,10 @@ def _rebuild_index(
 def _write(
     fresh: Path, serving: ServingBundle, new: NewItems, items: NDArray[np.float32], index: IndexEntry
 ) -> Manifest:
-    np.save(fresh / bundle.ITEMS, items, allow_pickle=False)
+    write_array(fresh / bundle.ITEMS, items)
     # No user of the training data has met them.
     popularity = np.concatenate([serving.popularity, np.zeros(len(new.ids), np.int64)])
-    np.save(fresh / bundle.POPULARITY, popularity, allow_pickle=False)
+    write_array(fresh / bundle.POPULARITY, popularity)
     item_ids, titles = StringTable.of([*serving.item_ids, *new.ids]), StringTable.of([*serving.titles, *new.titles])
     categories = serving.categories
     if categories is not None and new.categories is not None:

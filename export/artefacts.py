@@ -21,6 +21,7 @@ from export.parity import LargeBlocks, Scores
 from export.program import drop, save_program, trace_program, unread
 from export.serving import SeenItems
 from export.torchscript import save_torchscript
+from export.writing import write_array
 from training.build import model_data
 from training.checkpoint import Checkpoint
 from training.data.dataset import Dataset
@@ -161,7 +162,7 @@ def write_rows(dataset: Dataset, folder: Path) -> None:
     )
     seen = seen_items(dataset)
     save_file({"offsets": seen.offsets, "items": seen.items}, folder / bundle.SEEN)
-    np.save(folder / bundle.POPULARITY, dataset.popularity(), allow_pickle=False)
+    write_array(folder / bundle.POPULARITY, dataset.popularity())
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, str | int | float | bool | None]:

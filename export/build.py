@@ -33,10 +33,12 @@ from export.onnx_canonical import opset
 from export.onnx_graph import GraphTooLargeError
 from export.parity import Scores, TowersAndIndex, compare, onnx_scores
 from export.removed import removed_from
+from export.writing import write_array
 from training.checkpoint import Checkpoint
 from training.common.errors import ExportError
 from training.common.folders import atomic_folder
 from training.models.base import Recommender
+from training.tensor_files import disk_errors
 
 Stage = Callable[[str], None]
 """Called with the name of each stage as it begins."""
@@ -138,13 +140,14 @@ def build_bundle(
         ExportError: The baseline does not belong to the checkpoint, ``out`` holds something that is no bundle, or the
             index cannot be made or falls short of its recall.
         ProofFailedError: A proof does not hold; nothing is written.
+        OSError: The file system refuses, for example because the disk is full; nothing is written.
     """
     if independent is not None:
         _check_comparable(checkpoint, independent)
     if out.exists() and not bundle.is_bundle(out):
         raise ExportError(f"{out} is no bundle and is not replaced; choose another --out")
     dataset, info = checkpoint.dataset, checkpoint.info
-    with atomic_folder(out) as folder:
+    with disk_errors(out), atomic_folder(out) as folder:
         on_stage("stripping")
         trained = strip.trained_objective(checkpoint)
         model = strip.strip(trained).eval()
@@ -168,7 +171,7 @@ def build_bundle(
         absent |= written.absent
         on_stage("indexing the items")
         items = np.ascontiguousarray(item_vectors.numpy())
-        np.save(folder / bundle.ITEMS, items, allow_pickle=False)
+        write_array(folder / bundle.ITEMS, items)
         users, seen = sample_users(dataset.n_users), seen_items(dataset)
         index = build_index(
             items, folder / bundle.INDEX, user_vectors.numpy()[users], choice, [seen.of(user) for user in users]

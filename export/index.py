@@ -13,6 +13,7 @@ from export.index_layout import read_layout
 from export.index_search import ItemIndex, Truth
 from export.index_tuning import IndexChoice, build_fastest, build_tuned, flat_index, forget_search
 from export.manifest import IndexEntry
+from export.writing import write_faiss
 from training.common.errors import BundleError, ExportError
 
 
@@ -56,7 +57,7 @@ def build_index(
             f"{choice.min_recall} (--min-recall); choose another index or a lower recall"
         )
     forget_search(built.index)
-    faiss.write_index(built.index, str(path))
+    write_faiss(path, built.index)
     return built.entry
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from export.writing import make_room
+
 _PLACES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node")
 """What torch notes of every operation about the source code that it came from."""
 
@@ -63,4 +65,6 @@ def save_program(program: ExportedProgram, path: Path) -> None:
             for node in module.graph.nodes:
                 for place in _PLACES:
                     node.meta.pop(place, None)
+    tensors = (*program.state_dict.values(), *program.constants.values())
+    make_room(path, (tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor)))
     torch.export.save(program, path)

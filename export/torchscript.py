@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.jit import _state
 
+from export.writing import make_room
+
 
 @contextlib.contextmanager
 def _fresh_class_names() -> Iterator[None]:
@@ -49,6 +51,7 @@ def save_torchscript(module: nn.Module, path: Path, n_users: int) -> Any:
         # It is the tables' length that models ask for, and tables do not change.
         warnings.filterwarnings("ignore", message="Using len to get tensor shape", category=Warning)
         traced = torch.jit.trace(module.eval(), (example,), check_trace=False)  # type: ignore[no-untyped-call]
+        make_room(path, (tensor.nbytes for tensor in traced.state_dict().values()))
         torch.jit.save(traced, path)
     _drop_debug_records(path)
     return traced

@@ -75,11 +75,11 @@ def check_run_folder(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise CheckpointError(f"{out} is a file; choose another --out")
+        raise CheckpointError(f"{out} is a file; remove it, or choose another folder")
     if any((out / name).is_file() for name in (f"{LAST}/{_STATE}", f"{BEST}/{INFO}")):
         return
     if not all(_of_a_beginning(path) for path in out.iterdir()):
-        raise CheckpointError(f"{out} holds something that is no run; choose another --out")
+        raise CheckpointError(f"{out} holds something that is no run; choose another folder")
 
 
 def _of_a_beginning(path: Path) -> bool:

@@ -122,7 +122,7 @@ class Trainer:
         if resume and begun and state is None:
             raise CheckpointError(
                 f"{self.out} holds a checkpoint but no state to resume from ({LAST} is missing); "
-                "pass --overwrite to train anew, or choose another --out"
+                "remove that folder to train anew, or choose another"
             )
         if state is None or not begun:
             # A run that has not finished its first epoch holds nothing to go on from.
@@ -140,7 +140,7 @@ class Trainer:
             # A kill can leave a checkpoint that is newer than the state, and this run has ended before that epoch.
             raise CheckpointError(
                 f"{self.out}: the best checkpoint is of epoch {best.info.epoch}, which this run ends without; "
-                f"resume with at least --epochs {best.info.epoch} and the patience that it was started with"
+                f"go on with training.epochs={best.info.epoch} or more and the patience that it was started with"
             )
         if best.info.finished and len(best.info.history) == self.progress.epoch:
             return best.info
@@ -276,10 +276,12 @@ class Trainer:
             if old != new:
                 raise CheckpointError(
                     f"{self.out}: the run was started with another '{section}' ({_difference(old, new)}); "
-                    "resume it with the same settings, or choose another --out"
+                    "go on with the same settings, remove that folder, or choose another"
                 )
         if document["fingerprint"] != self.info.fingerprint:
-            raise CheckpointError(f"{self.out}: the data have changed since the run was started; choose another --out")
+            raise CheckpointError(
+                f"{self.out}: the data have changed since the run was started; remove that folder, or choose another"
+            )
 
     def _write_log(self) -> None:
         lines = "".join(json.dumps(entry) + "\n" for entry in self.progress.history)

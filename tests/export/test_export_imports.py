@@ -63,6 +63,7 @@ except SystemExit as end:
         "export.index_tuning",
         "export.onnx_safety",
         "export.runtime",
+        "export.writing",
     ],
 )
 def test_modules_said_to_need_no_torch(module: str) -> None:

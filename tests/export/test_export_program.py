@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import export
-from export import bundle, verify
+from export import bundle, verify, writing
 from export.artefacts import write_full_graphs
 from export.build import build_bundle
 from export.graphs import FullGraph
@@ -101,6 +102,9 @@ def test_every_models_program_depends_on_the_model_alone(name: str, dataset: Dat
         assert (free.lower, free.upper > 10**6) == (0, True)
     first, second = ((tmp_path / folder / bundle.PROGRAM).read_bytes() for folder in ("first", "second"))
     assert first == second
+    tensors = [part for part in (*program.state_dict.values(), *program.constants.values()) if isinstance(part, Tensor)]
+    # The room that is asked for before it is written is ample.
+    assert 4 * (len(first) - sum(tensor.nbytes for tensor in tensors)) < writing._ARCHIVE_BYTES
     for name_of_member, content in members(first).items():
         assert b".py" not in content, name_of_member
 

@@ -302,6 +302,15 @@ def test_other_mistakes_in_writing_tensors_stay_what_they_are(tmp_path: Path) ->
         raise SafetensorError("a header too long")
 
 
+def test_an_error_of_an_open_file_names_a_place(tmp_path: Path) -> None:
+    for raised, place in ((OSError(errno.ENOSPC, "full"), tmp_path), (OSError(errno.ENOSPC, "full", "file"), "file")):
+        with pytest.raises(OSError, match=rf"^\[Errno {errno.ENOSPC}\]") as caught, disk_errors(tmp_path):
+            raise raised
+        assert caught.value.filename == str(place)
+    with pytest.raises(OSError, match="without a number"), disk_errors(tmp_path):
+        raise OSError("without a number")
+
+
 def test_models_see_copies_of_read_only_data() -> None:
     data = model_data(DATASET)
     assert (data.n_users, data.n_items) == (10, 40)

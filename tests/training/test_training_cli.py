@@ -142,7 +142,7 @@ def test_a_run_without_its_state_is_not_trained_anew_unasked(
     capsys.readouterr()
     assert fit(tmp_path, data_dir, "--epochs", 2, "--resume") == 2
     assert (
-        f"{tmp_path} holds a checkpoint but no state to resume from (last is missing); pass --ov"
+        f"{tmp_path} holds a checkpoint but no state to resume from (last is missing); remove t"
         in capsys.readouterr().err
     )
     assert held(tmp_path) == before

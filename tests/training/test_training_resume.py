@@ -194,7 +194,7 @@ def test_a_run_that_ends_before_its_best_checkpoint_is_not_finished_with_it(tmp_
     best = load_checkpoint(tmp_path / "run").info
     assert best.epoch > 2
     for shorter in ("training.epochs=1", "training.epochs=2"):
-        with pytest.raises(CheckpointError, match=f"is of epoch {best.epoch}.*with at least --epochs {best.epoch} "):
+        with pytest.raises(CheckpointError, match=f"is of epoch {best.epoch}.*epochs={best.epoch} or more "):
             fit(config(shorter), tmp_path / "run", resume=True)
         assert load_checkpoint(tmp_path / "run").info == best
     longer = config(f"training.epochs={best.epoch}")
@@ -238,7 +238,7 @@ def test_resuming_without_a_run_starts_one(tmp_path: Path, unbroken: Path) -> No
 def test_other_settings_are_refused_by_name(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     fit(config_of("none", "training.epochs=1"), tmp_path)
     before = (tmp_path / "best" / MODEL).read_bytes()
-    with pytest.raises(CheckpointError, match=rf"the run was started with {message}; resume it with the same settings"):
+    with pytest.raises(CheckpointError, match=rf"the run was started with {message}; go on with the same settings"):
         fit(config_of("none", *overrides), tmp_path, resume=True)
     assert (tmp_path / "best" / MODEL).read_bytes() == before
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from training.common.errors import ConfigError
 from training.config import build_config
 from training.data.load import load_dataset
 from training.reporting import ConsoleReporter
+from training.resume import LAST
 from training.runs.found import read_checkpoint_info
 from training.runs.lock import exclusive
 from training.runs.sweep import read_sweep
@@ -115,6 +117,10 @@ def test_transforms_of_a_run_are_those_of_its_data(tmp_path: Path) -> None:
             "base.set: training.seed is not set here; use seeds",
         ),
         ({"runs": {"a": {"set": {"training.seed": 5}}}}, "runs.a.set: training.seed is not set here; use seeds"),
+        (
+            {"runs": {"a": {"set": {"dvib.variant": "adaptive"}}}},
+            "runs.a.set: dvib.variant is not set here; use dvib: adaptive",
+        ),
         (
             {"base": {"set": {"data.transforms": ["noise:0.1"]}}, "runs": {"a": {"transforms": ["noise:0.2"]}}},
             "runs.a.set: data.transforms and transforms say the same; keep one",
@@ -315,6 +321,28 @@ def test_a_run_that_fails_does_not_stop_the_others(
     write_mmrec(planted_blocks(seed=1), other)
     assert sweep(path, tmp_path / "out", other) == 1
     assert "the data have changed since the run was started" in capsys.readouterr().out
+
+
+def test_a_run_without_its_state_is_refused_with_what_a_sweep_can_do(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"plain": {"seeds": [0]}}
+    run = tmp_path / "out" / "plain" / "seed-0"
+    assert sweep(written(tmp_path, {"base": FILE["base"], "runs": runs}), tmp_path / "out", data_dir) == 0
+    shutil.rmtree(run / LAST)
+    longer = written(tmp_path, {"base": with_set(training__epochs=3), "runs": runs})
+    assert sweep(longer, tmp_path / "out", data_dir) == 1
+    (failed,) = [line for line in capsys.readouterr().out.splitlines() if "failed: " in line]
+    assert failed.endswith(f"{LAST} is missing); remove that folder to train anew, or choose another")
+    shutil.rmtree(run)
+    assert sweep(longer, tmp_path / "out", data_dir) == 0
+
+
+def test_the_experiments_that_come_with_the_project_can_be_read(tmp_path: Path) -> None:
+    files = sorted((Path(__file__).parents[2] / "benchmarks" / "experiments").iterdir())
+    assert files
+    for path in files:
+        assert read_sweep(path, tmp_path).planned
 
 
 def test_two_sweeps_do_not_work_in_one_folder(

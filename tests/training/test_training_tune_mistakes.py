@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.helpers_training import make_config, planted_blocks, write_mmrec
 from tests.training.commands import command
 from training.checkpoint import CheckpointInfo
 from training.common.choices import Variant
-from training.common.errors import ConfigError, DataError, DvibError
+from training.common.errors import CheckpointError, ConfigError, DataError, DvibError
 from training.runs.space import Axis
 from training.runs.tune import Search, tune
 from training.trainer import Trainer
@@ -121,6 +122,19 @@ def test_what_is_not_the_settings_fault_is_no_result(
     assert [winner.counts.failed for winner in winners] == [0, 0]
 
 
+def test_runs_that_another_search_left_are_refused_with_what_a_search_can_do(tmp_path: Path, data_dir: Path) -> None:
+    """The file of studies was removed, and what it had trained was not."""
+    (first, _) = tune(search(tmp_path, data_dir, 1), Watch())
+    (tmp_path / "study.sqlite").unlink()
+    other = search(tmp_path, data_dir, 1, "training.batch_size=32")
+    with pytest.raises(CheckpointError) as caught:
+        tune(other, Watch())
+    assert str(caught.value).startswith(f"{first.folder}: the run was started with another 'training' (batch_size: ")
+    assert str(caught.value).endswith("; go on with the same settings, remove that folder, or choose another")
+    shutil.rmtree(other.runs)
+    assert len(tune(other, Watch())) == 2
+
+
 def test_drawn_settings_that_do_not_go_together_are_a_result(tmp_path: Path, data_dir: Path) -> None:
     # Both corners fit together; convex with more than 1 does not.
     axes = {"dvib.mix": Axis(choices=("convex", "add")), "dvib.gamma_d": Axis(low=0.9, high=3.0)}
@@ -131,6 +145,40 @@ def test_drawn_settings_that_do_not_go_together_are_a_result(tmp_path: Path, dat
     failed = [result for *_, result, _ in watch.results if result.startswith("failed: ")]
     assert len(failed) == dvib.counts.failed > 0
     assert all("ConfigError: dvib.mix=convex" in result for result in failed)
+
+
+def pairs(*first: str) -> dict[str, Axis]:
+    """Of these, FREEDOM's projected features and DVIB's scores do not go together, which the first step says."""
+    return {"dvib.distil_on": Axis(choices=first), "model.inject_at": Axis(choices=("graph", "projected"))}
+
+
+def freedom(folder: Path, data_dir: Path, axes: dict[str, Axis]) -> Search:
+    config = make_config("adaptive", "training.epochs=1", model="freedom")
+    return Search(folder / "study.sqlite", {"adaptive": config}, {"adaptive": axes}, 8, data_dir=data_dir)
+
+
+def test_drawn_settings_that_the_first_step_refuses_are_a_result(tmp_path: Path, data_dir: Path) -> None:
+    watch = Watch()
+    (winner,) = tune(freedom(tmp_path, data_dir, pairs("scores", "features")), watch)
+    assert winner.settings != {"dvib.distil_on": "scores", "model.inject_at": "projected"}
+    assert 0 < winner.counts.failed < winner.counts.total == 8
+    failed = [result for _, _, result, _ in watch.results if result.startswith("failed: ")]
+    assert len(failed) == winner.counts.failed
+    assert all("reaches nothing that dvib.distil_on=scores compares" in result for result in failed)
+
+
+def test_ends_that_the_first_step_refuses_are_found_before_the_first_trial(tmp_path: Path, data_dir: Path) -> None:
+    whole = freedom(tmp_path, data_dir, pairs("features", "scores"))
+    with pytest.raises(ConfigError, match="reaches nothing"):
+        tune(whole, Watch())
+    assert not whole.file.exists()
+
+
+def test_ends_that_diverge_in_the_first_step_are_a_result(tmp_path: Path, data_dir: Path) -> None:
+    axes = {"model.regularisation": Axis(choices=(0.01, 1e39))}
+    whole = replace(search(tmp_path, data_dir, 6), spaces=dict.fromkeys(BOTH, axes))
+    for winner in tune(whole, Watch()):
+        assert 0 < winner.counts.failed < winner.counts.total == 6
 
 
 def test_settings_are_tried_together_at_both_ends(tmp_path: Path, data_dir: Path) -> None:

@@ -293,7 +293,7 @@ class DvibObjective(Objective):
             raise ConfigError(
                 f"the perturbation (of {', '.join(self.model.site_widths)}) reaches nothing that "
                 f"dvib.distil_on={config.distil_on} compares; choose another dvib.distil_on or model.inject_at, "
-                "or --set dvib.gamma_d=0"
+                "or dvib.gamma_d=0"
             )
         zero = clean.items.new_zeros(())
         return found or (zero, zero)

@@ -176,6 +176,8 @@ def _unambiguous(plan: RunPlan, place: str) -> RunPlan:
     """Refuse what is said in two ways, of which one would be ignored without a word."""
     if "training.seed" in plan.set:
         raise ConfigError(f"{place}.set: training.seed is not set here; use seeds: [{plan.set['training.seed']}]")
+    if "dvib.variant" in plan.set:
+        raise ConfigError(f"{place}.set: dvib.variant is not set here; use dvib: {plan.set['dvib.variant']}")
     if plan.transforms and "data.transforms" in plan.set:
         raise ConfigError(f"{place}.set: data.transforms and transforms say the same; keep one")
     return plan

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -173,10 +174,11 @@ def _corner(axes: Mapping[str, Axis], end: str) -> dict[str, Any]:
 
 
 def _trainable(search: Search, data: DataSource) -> None:
-    """Build, without training, what trials would: what no trial could do is no trial's result.
+    """Build what trials would, and make one step: what no trial could do is no trial's result.
 
     Raises:
-        DvibError: The device, the compiler or the data do not allow what a configuration asks for.
+        DvibError: The device, the compiler or the data do not allow what a configuration asks for, or its settings do
+            not go together.
     """
     for variant, axes in search.spaces.items():
         lowest = _corner(axes, "lowest")
@@ -187,7 +189,9 @@ def _trainable(search: Search, data: DataSource) -> None:
                 tried += [{**lowest, key: choice} for choice in axis.choices[1:]]
         for settings in tried:
             config = with_settings(search.configs[variant], settings)
-            Trainer(config, data.of(config)[0], search.folder(variant, 0), device=search.device)
+            trainer = Trainer(config, data.of(config)[0], search.folder(variant, 0), device=search.device)
+            with suppress(DivergedError):  # that is a trial's result
+                next(trainer.runner.steps_of(epoch=1))
 
 
 def tune(search: Search, watcher: TuneWatcher) -> list[Winner]:
@@ -300,7 +304,7 @@ class _Tuning:
         trainer = Trainer(config, dataset, folder, device=self.search.device, reporter=reporter)
         try:
             return trainer.fit(resume=True, test=False)
-        except DivergedError as error:
+        except (ConfigError, DivergedError) as error:
             raise _BadSettingsError(error) from error
 
     def _tidy(self, variant: Variant, study: VariantStudy) -> None:

@@ -235,8 +235,12 @@ class Batcher:
         return outcome
 
     def _finish(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:
-        asyncio.get_running_loop().call_soon(self._start_after, _TURNS if len(futures) > 1 else 1)
         self._metrics.engine.observe(self._call_seconds)
+        self._hand_out(outcome, futures)
+        # After the futures' own callbacks: those who have their answers do not wait for the next call.
+        asyncio.get_running_loop().call_soon(self._start_after, _TURNS if len(futures) > 1 else 1)
+
+    def _hand_out(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:
         if isinstance(outcome, BaseException):
             _LOG.error("%s: the engine failed on %d requests", self._name, len(futures), exc_info=outcome)
             for future in futures:

@@ -248,6 +248,22 @@ def test_short_calls_stay_in_the_event_loop_and_others_do_not() -> None:
     run(test())
 
 
+def test_who_has_an_answer_does_not_wait_for_a_short_call_after_it() -> None:
+    async def test() -> None:
+        engine, seen = Worker(), list[int]()
+        batcher = Batcher(engine, name="test", max_batch=1, max_queue=16)
+        await recommend(batcher, Request("a", 1))
+        before = len(engine.threads)
+        answers = [batcher.take(Request("a", 1)) for _ in range(3)]
+        for answer in answers:
+            answer.add_done_callback(lambda _: seen.append(len(engine.threads) - before))
+        await asyncio.gather(*answers)
+        assert seen == [1, 2, 3]
+        batcher.close()
+
+    run(test())
+
+
 def test_short_answers_to_many_requests_are_a_long_call() -> None:
     async def test() -> None:
         here, engine = threading.get_ident(), Worker()

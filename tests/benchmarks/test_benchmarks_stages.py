@@ -144,7 +144,7 @@ def test_another_status_than_the_wanted_one_is_an_error(
 ) -> None:
     """Otherwise the time of a refusal could pass for that of an answer."""
     monkeypatch.setattr(stages, "create_app", lambda _engines, settings: create_app({}, settings))
-    refused = pytest.raises(BundleError, match="404 Not Found.*wanted 200")
+    refused = pytest.raises(BundleError, match=r"404 Not Found.*wanted 200")
     with refused, open_stages(load_for_serving(bundles[0]), 4, 1):
         pass
 

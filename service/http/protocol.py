@@ -55,6 +55,7 @@ class Protocol(HttpToolsProtocol):
     _stuck: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _fed = False
+    _replied = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -89,7 +90,12 @@ class Protocol(HttpToolsProtocol):
             self._take(whole[start : start + _MOST_HEAD_BYTES])
 
     def _take(self, data: bytes | memoryview) -> None:
+        self._replied = False
         self._feed(data)
+        if self._replied:
+            self._lose_patience()
+            if not self._in_head():
+                return
         answering = self._working() and not self._in_head()
         if answering:
             if self._patience is not None:
@@ -158,6 +164,7 @@ class Protocol(HttpToolsProtocol):
 
     def _reply_straight(self, reply: Reply, more: tuple[Header, ...]) -> None:
         self._straight = None
+        self._replied = True
         self._write(reply, *more)
         self.on_response_complete()
 

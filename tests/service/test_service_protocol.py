@@ -188,6 +188,21 @@ def test_others_are_answered_meanwhile(server: Threaded) -> None:
             connection.close()
 
 
+@pytest.mark.parametrize("more", [b"", b"X-Padding: %b\r\n" % (b"x" * 20_000)])
+def test_who_is_refused_again_and_again_keeps_the_connection(connection: socket.socket, more: bytes) -> None:
+    """Refused within the call that takes the request in: neither time nor bytes add up from one to the next."""
+    refused = b"POST /recommend?k=0&user_id=u HTTP/1.1\r\nHost: x\r\n" + more + b"\r\n"
+    ends = time.monotonic() + 2 * PATIENCE_S
+    while time.monotonic() < ends:
+        connection.sendall(refused)
+        assert read_reply(connection)[0] == 422
+        time.sleep(PATIENCE_S / 20)
+    time.sleep(2 * PATIENCE_S)
+    connection.sendall(refused + ASK[:10])
+    assert read_reply(connection)[0] == 422
+    assert error_of(connection) == (408, "request_timeout")
+
+
 def test_requests_sent_at_once_are_answered_in_order(connection: socket.socket) -> None:
     connection.sendall(ASK.replace(b"=u", b"=first") + ASK.replace(b"=u", b"=second") + ASK[:10])
     data = b""

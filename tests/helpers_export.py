@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,3 +171,15 @@ def write_new_items(
     (folder / "items.csv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
     for name, matrix in features.items():
         np.save(folder / f"{name}_feat.npy", matrix)
+
+
+def limited(bytes_per_file: int, place: Path, *arguments: object) -> None:
+    """Run a command that fails because no file may grow beyond a size, as on a full disk; it says where."""
+    program = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_per_file},) * 2)\n"
+        f"sys.argv = {['dvib-export', *map(str, arguments)]}\n"
+        "from export.__main__ import main; main()"
+    )
+    done = python("-B", "-c", program, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
+    assert re.fullmatch(rf"dvib-export: {re.escape(str(place))}: File too large\n", done.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors.numpy import save_file
 
 from export import artefacts, bundle
 from export.writing import write_array, write_faiss
-from tests.helpers_export import digests, dvib_export, python, write_new_items
+from tests.helpers_export import digests, dvib_export, limited, python, write_new_items
 from training.data.dataset import Dataset
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,19 +33,6 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def limited(size: int, out: Path, *arguments: object) -> None:
-    """Run a command that fails because no file may grow beyond a size, as on a full disk."""
-    program = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size},) * 2)\n"
-        f"sys.argv = {['dvib-export', *map(str, arguments), '--out', str(out)]}\n"
-        "from export.__main__ import main; main()"
-    )
-    done = python("-B", "-c", program, cwd=REPOSITORY)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr[-2000:]
-    assert re.fullmatch(rf"dvib-export: {re.escape(str(out))}: File too large\n", done.stderr)
-    assert list(out.parent.iterdir()) == []
 
 
 @pytest.fixture
@@ -69,12 +55,14 @@ def test_a_bundle_whose_archives_do_not_fit(adaptive_run: Path, adaptive_bundle:
     # What is written before it fits.
     room = sizes[bundle.PROGRAM] - 1000
     assert room > max(sizes[bundle.MODEL_ONNX], sizes[bundle.ITEM_TOWER], sizes[bundle.USER_TOWER])
-    limited(room, out, "build", adaptive_run)
+    limited(room, out, "build", adaptive_run, "--out", out)
+    assert list(out.parent.iterdir()) == []
 
 
 def test_added_items_whose_ids_do_not_fit(adaptive_bundle: Path, new: Path, out: Path) -> None:
     before = digests(adaptive_bundle)
-    limited(100_000, out, "add-items", adaptive_bundle, new)
+    limited(100_000, out, "add-items", adaptive_bundle, new, "--out", out)
+    assert list(out.parent.iterdir()) == []
     assert digests(adaptive_bundle) == before
     assert dvib_export("add-items", adaptive_bundle, new, "--out", out).code == 0
     ids = (out / bundle.IDS).stat().st_size

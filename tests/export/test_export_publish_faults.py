@@ -16,7 +16,7 @@ import pytest
 
 from export.publish import current, history, publish, published, rollback
 from tests.helpers_bundle import make_content, write_bundle
-from tests.helpers_export import digests, dvib_export, python
+from tests.helpers_export import digests, dvib_export, limited, python
 from tests.helpers_publish import names
 from training.common.errors import BundleError
 from training.common.folders import remove_folder
@@ -116,18 +116,6 @@ def test_many_at_once(bundles: list[Path], tmp_path: Path) -> None:
     assert_whole(root, {version_of(folder): folder for folder in bundles})
     assert_tidy(root, *(path.name for path in (root / "versions").iterdir()))
     assert len(history(root)) > 10
-
-
-def limited(bytes_per_file: int, root: Path, *arguments: object) -> None:
-    """Run a command that fails because no file may grow beyond a size, as on a full disk; it says where."""
-    program = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_per_file},) * 2)\n"
-        f"sys.argv = {['dvib-export', *map(str, arguments)]}\n"
-        "from export.__main__ import main; main()"
-    )
-    done = python("-B", "-c", program, cwd=REPOSITORY)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(rf"dvib-export: {re.escape(str(root))}: File too large\n", done.stderr)
 
 
 def test_no_space_for_the_files(bundles: list[Path], tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from service.http import gate as gate_module
 from service.http.batching import QueueFullError, recommend_all
 from service.settings import Settings
 from service.values import Request
-from tests.service.test_service_batching import Gate, ask, make, run
+from tests.service.asking import run
+from tests.service.test_service_batching import Gate, ask, make
 from tests.service.threaded import WAIT_S, Scripted, engines_of, read_reply, served
 
 if TYPE_CHECKING:

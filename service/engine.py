@@ -19,11 +19,11 @@ from service.values import Recommendation, Request
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from export.serving import ServingBundle
-    from service.values import DescribedItem, KnownItem, ScoredItem, Source
+    from service.values import DescribedItem, KnownItem, ScoredItems, Source
 
 _LOOKS = (64, 1024)
 """Users that an approximate index is tried with: few at first, more before it is refused, for few may be unlucky."""
@@ -135,19 +135,26 @@ class Engine:
         Returns:
             One recommendation per request, in order, each with ``k`` items if so many are left to choose from.
         """
+        return list(self.answers(requests))
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[Recommendation]:
+        """Yield what `recommend_many` returns, each answer as soon as it is there.
+
+        What is common to all is done before the first. To be read to its end before the next call.
+        """
         for request in requests:
             if request[2:] != _PLAIN:
-                return self._recommend_filtered(requests)
+                yield from self._recommend_filtered(requests)
+                return
         users = [self._users.find(request.user_id) for request in requests]
         known = [(user, request.k) for user, request in zip(users, requests, strict=True) if user is not None]
-        ranked = iter(self.ranker.top(self.queries(known)))
+        ranked = self.ranker.each(self.queries(known))
         popular, scored = self._popular, self._catalogue.scored
-        return [
-            Recommendation("popular", scored(popular.top(request.k)))
-            if user is None
-            else Recommendation("model", scored(next(ranked)))
-            for user, request in zip(users, requests, strict=True)
-        ]
+        for user, request in zip(users, requests, strict=True):
+            if user is None:
+                yield Recommendation("popular", scored(popular.top(request.k)))
+            else:
+                yield Recommendation("model", scored(next(ranked)))
 
     def queries(self, known: Sequence[tuple[int, int]]) -> list[Query]:
         """Return what the ranker is asked: the user tower's vectors and the items to leave out.
@@ -201,7 +208,7 @@ class Engine:
             ranked = Ranked(ranked.rows[:enough], ranked.scores[:enough])
         return Recommendation(source, self._catalogue.scored(ranked))
 
-    def similar(self, item_id: str, k: int) -> list[ScoredItem] | None:
+    def similar(self, item_id: str, k: int) -> ScoredItems | None:
         """Return the ``min(k, I - 1)`` other items most like one item, or nearly so with an approximate index.
 
         Args:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import math
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from operator import length_hint
 from typing import TYPE_CHECKING, Protocol
 
+from service.http.expected import Expected
 from service.observe.cells import Cells
 from service.observe.metrics import ModelMetrics
 from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _LOG = logging.getLogger(__name__)
 _TURNS = 3
@@ -28,8 +29,9 @@ _SHORT_S = 2e-3
 Handing a call over and back costs more than a hundred microseconds of waking up and of changing hands on the
 interpreter, which for a catalogue of some ten thousand items is more than the answer itself.
 """
-_NEWS = 0.2
-"""Weight of the latest call in what one request is expected to take, where it was shorter than that."""
+_ENOUGH = 16
+"""Requests of one call: more of them hardly take less each. Where so many are short, more than are short wait for the
+next call, and do not make this one a long one."""
 _MANY = 100
 """Items of an answer from which on they, and not the search, may be what takes long; ids in a request from which on it
 goes to the worker thread whatever others took."""
@@ -37,15 +39,33 @@ _MOST_WORK = 4096
 """Items and ids of the requests of one call, the last one's excepted: some ten milliseconds, for the next to wait."""
 _PLAIN = Request("", 1)[2:]
 
-_Entry = tuple[Request, asyncio.Future[Recommendation], float]
 _Outcome = list[Recommendation] | BaseException
+
+
+class Taker(Protocol):
+    """Who waits for an answer, and is given one outcome of three, in the event loop; `asyncio.Future` is one."""
+
+    def done(self) -> bool:
+        """Tell whether nothing is waited for any more."""
+
+    def set_result(self, answer: Recommendation, /) -> object:
+        """Take the answer."""
+
+    def set_exception(self, error: EngineFailedError, /) -> object:
+        """Take it that there is none, for the engine has failed."""
+
+    def cancel(self) -> object:
+        """Take it that there is none, for the batcher closes."""
+
+
+_Entry = tuple[Request, Taker, float]
 
 
 class Recommender(Protocol):
     """What a batcher calls, one call at a time."""
 
-    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
-        """Return one recommendation per request, in order."""
+    def answers(self, requests: Sequence[Request]) -> Iterable[Recommendation]:
+        """Return one recommendation per request, in order; they are read to the end before the next call."""
 
 
 class QueueFullError(Exception):
@@ -54,20 +74,6 @@ class QueueFullError(Exception):
 
 class EngineFailedError(Exception):
     """The engine failed on a batch; the log says why, once for all of the batch."""
-
-
-class _Expected:
-    """What one request of a kind is expected to take: the longest of late.
-
-    Not the mean: one slow request among many fast ones is one that the event loop waits for.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = math.inf
-
-    def learn(self, seconds: float) -> None:
-        known = self.seconds
-        self.seconds = max(seconds, seconds if math.isinf(known) else known + _NEWS * (seconds - known))
 
 
 class Batcher:
@@ -110,8 +116,8 @@ class Batcher:
         # A call belongs to many requests: what it logs must not carry the id of the one that came first.
         self._context = contextvars.Context()
         self._busy = self._sweeping = False
-        self._plain = _Expected()
-        self._special = _Expected()
+        self._plain = Expected()
+        self._special = Expected()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"engine-{name}")
 
     @property
@@ -124,7 +130,7 @@ class Batcher:
         """How many more may wait."""
         return self._max_queue - self.waiting
 
-    def take(self, request: Request) -> asyncio.Future[Recommendation]:
+    def take(self, request: Request, taker: Taker) -> None:
         """Queue one request, see `submit`, if there is room.
 
         Raises:
@@ -132,29 +138,27 @@ class Batcher:
         """
         if self.waiting >= self._max_queue:
             raise QueueFullError
-        return self.submit(request)
+        self.submit(request, taker)
 
-    def submit(self, request: Request, *, in_crowd: bool = False) -> asyncio.Future[Recommendation]:
-        """Queue one request whatever the room; the answer is the future's result.
+    def submit(self, request: Request, taker: Taker, *, in_crowd: bool = False) -> None:
+        """Queue one request whatever the room.
 
-        Where the engine fails on its batch, an `EngineFailedError` is the outcome; the next batch starts afresh. Who
-        cancels the future takes the request out of the queue, with `sweep_soon`, and disturbs no other.
+        Where the engine fails on its batch, an `EngineFailedError` is the outcome; the next batch starts afresh. A
+        taker that is done before it has an outcome leaves the queue with `sweep_soon`, and disturbs no other.
 
         Args:
             request: The request.
+            taker: Is given the outcome, later.
             in_crowd: Whether many came with it: those that come alone do not wait for all of them.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Recommendation] = loop.create_future()
-        (self._crowd if in_crowd else self._waiting).append((request, future, time.perf_counter()))
+        (self._crowd if in_crowd else self._waiting).append((request, taker, time.perf_counter()))
         self._metrics.depth[0] = self.waiting
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._start, context=self._context)
-        return future
+            asyncio.get_running_loop().call_soon(self._start, context=self._context)
 
     def sweep_soon(self) -> None:
-        """Give the places of cancelled futures to others: once, however many are cancelled together."""
+        """Give the places of takers that are done to others: once, however many are so together."""
         if not self._sweeping:
             self._sweeping = True
             asyncio.get_running_loop().call_soon(self._sweep)
@@ -185,18 +189,22 @@ class Batcher:
 
     def _start(self) -> None:
         requests: list[Request] = []
-        futures: list[asyncio.Future[Recommendation]] = []
+        takers: list[Taker] = []
         special, work, long = 0, 0, False
         now, waited = time.perf_counter(), self._metrics.queue.observe
         queue, other = self._waiting, self._crowd
-        while (queue or other) and len(requests) < self._max_batch and work < _MOST_WORK:
-            request, future, came = queue.popleft() if queue else other.popleft()
-            if future.done():  # its caller was cancelled
+        most = self._max_batch
+        if len(queue) + len(other) > _ENOUGH:
+            short = self._plain.most(_SHORT_S)
+            most = min(most, short) if short >= _ENOUGH else most
+        while (queue or other) and len(requests) < most and work < _MOST_WORK:
+            request, taker, came = queue.popleft() if queue else other.popleft()
+            if taker.done():
                 continue
             if other:
                 queue, other = other, queue
             requests.append(request)
-            futures.append(future)
+            takers.append(taker)
             waited(now - came)
             work += request.k
             if request.k > _MANY or request[2:] != _PLAIN:
@@ -209,49 +217,87 @@ class Batcher:
         if not requests:
             return
         self._metrics.batch.observe(len(requests))
-        expected = (len(requests) - special) * self._plain.seconds if special < len(requests) else 0.0
-        if special:
-            expected += special * self._special.seconds
+        expected = self._plain.seconds(len(requests) - special) + self._special.seconds(special)
         if expected <= _SHORT_S and not long:
-            self._finish(self._answer(requests, special), futures)
+            self._answer_here(requests, takers, special)
+            self._go_on(len(takers))
             return
-        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, requests, special)
-        call.add_done_callback(lambda done: self._finish(done.result(), futures))
+        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer_there, requests, special)
+        call.add_done_callback(lambda done: self._hand_out(done.result(), takers))
 
-    def _answer(self, requests: Sequence[Request], special: int) -> _Outcome:
-        """Call the engine, in whichever thread, and note how long it took."""
+    def _answer_here(self, requests: Sequence[Request], takers: Sequence[Taker], special: int) -> None:
+        """Call the engine in the event loop: each taker has its answer before the next one's is looked for."""
+        started, began, given, giving = time.thread_time(), time.perf_counter(), 0, 0.0
+        try:
+            for taker, answer in zip(takers, self._asked(requests), strict=True):
+                ready = time.perf_counter()
+                self._give(taker, answer)
+                given += 1
+                giving += time.perf_counter() - ready
+        except BaseException as error:  # noqa: BLE001 (whatever it is, its callers must not wait for ever)
+            self._fail(takers[given:], error)
+        self._metrics.engine.observe(time.perf_counter() - began - giving)
+        self._learn(len(requests), special, time.thread_time() - started)
+
+    def _answer_there(self, requests: Sequence[Request], special: int) -> _Outcome:
+        """Call the engine in the worker thread."""
         started, began = time.thread_time(), time.perf_counter()
         outcome: _Outcome
         try:
-            outcome = self._engine.recommend_many(requests)
-            if len(outcome) != len(requests):
-                raise RuntimeError(f"{len(outcome)} answers to {len(requests)} requests")
+            outcome = [answer for _, answer in zip(requests, self._asked(requests), strict=True)]
         except BaseException as error:  # noqa: BLE001 (whatever it is, its callers must not wait for ever)
             outcome = error
-        seconds = time.thread_time() - started
         self._call_seconds = time.perf_counter() - began
-        # A mixed batch tells nothing of its plain part; that the rest took it all errs on the side of the thread.
-        (self._special if special else self._plain).learn(seconds / (special or len(requests)))
+        self._learn(len(requests), special, time.thread_time() - started)
         return outcome
 
-    def _finish(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:
-        self._metrics.engine.observe(self._call_seconds)
-        self._hand_out(outcome, futures)
-        # After the futures' own callbacks: those who have their answers do not wait for the next call.
-        asyncio.get_running_loop().call_soon(self._start_after, _TURNS if len(futures) > 1 else 1)
+    def _asked(self, requests: Sequence[Request]) -> Iterable[Recommendation]:
+        """Ask the engine. What is of the wrong length, as far as can be told, is nobody's answer."""
+        answers = self._engine.answers(requests)
+        count = length_hint(answers, len(requests))
+        if count != len(requests):
+            raise RuntimeError(f"{count} answers to {len(requests)} requests")
+        return answers
 
-    def _hand_out(self, outcome: _Outcome, futures: Sequence[asyncio.Future[Recommendation]]) -> None:
+    def _learn(self, count: int, special: int, seconds: float) -> None:
+        # A mixed batch tells nothing of its plain part; that the rest took it all errs on the side of the thread.
+        (self._special if special else self._plain).learn(special or count, seconds)
+
+    def _hand_out(self, outcome: _Outcome, takers: Sequence[Taker]) -> None:
+        """Give what the worker thread has found."""
+        self._metrics.engine.observe(self._call_seconds)
         if isinstance(outcome, BaseException):
-            _LOG.error("%s: the engine failed on %d requests", self._name, len(futures), exc_info=outcome)
-            for future in futures:
-                if not future.done():
-                    future.set_exception(EngineFailedError())
+            self._fail(takers, outcome)
+        else:
+            for taker, answer in zip(takers, outcome, strict=True):
+                self._give(taker, answer)
+        self._go_on(len(takers))
+
+    def _give(self, taker: Taker, answer: Recommendation) -> None:
+        if taker.done():
             return
-        made = self._metrics.sources
-        for future, answer in zip(futures, outcome, strict=True):
-            if not future.done():
-                made[answer.source][0] += 1.0
-                future.set_result(answer)
+        self._metrics.sources[answer.source][0] += 1.0
+        try:
+            taker.set_result(answer)
+        except Exception:  # noqa: BLE001 (others wait, too)
+            _LOG.exception("%s: an answer could not be given", self._name)
+
+    def _fail(self, takers: Sequence[Taker], error: BaseException) -> None:
+        _LOG.error("%s: the engine failed on %d requests", self._name, len(takers), exc_info=error)
+        for taker in takers:
+            if taker.done():
+                continue
+            try:
+                taker.set_exception(EngineFailedError())
+            except Exception:  # noqa: BLE001 (others wait, too)
+                _LOG.exception("%s: an answer could not be given", self._name)
+
+    def _go_on(self, answered: int) -> None:
+        if answered > 1 or self.waiting:
+            # After whatever the takers have called for: those who have their answers do not wait for the next call.
+            asyncio.get_running_loop().call_soon(self._start_after, _TURNS if answered > 1 else 1)
+        else:
+            self._busy = False
 
 
 def _ids_of(request: Request) -> int:
@@ -271,8 +317,13 @@ async def recommend_all(questions: Sequence[tuple[Batcher, Request]]) -> list[Re
     batchers = Counter(batcher for batcher, _ in questions)
     if any(count > batcher.room for batcher, count in batchers.items()):
         raise QueueFullError
+    loop = asyncio.get_running_loop()
+    answers: list[asyncio.Future[Recommendation]] = []
+    for batcher, request in questions:
+        answers.append(loop.create_future())
+        batcher.submit(request, answers[-1], in_crowd=True)
     try:
-        return await asyncio.gather(*[batcher.submit(request, in_crowd=True) for batcher, request in questions])
+        return await asyncio.gather(*answers)
     except asyncio.CancelledError:
         for batcher in batchers:
             batcher.sweep_soon()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import orjson
 
 from service.http.asked import Asked
-from service.http.batching import Batcher, EngineFailedError, QueueFullError, recommend_all
+from service.http.batching import Batcher, EngineFailedError, QueueFullError, Taker, recommend_all
 from service.http.documents import (
     describe,
     history_document,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from service.engine import Engine
     from service.http.errors import Errors
     from service.settings import Settings
-    from service.values import Recommendation, Request
+    from service.values import Recommendation
 
 T = TypeVar("T")
 _NOT_READY = Refusal(ErrorCode.NOT_READY)
@@ -45,21 +44,14 @@ class Ticket(NamedTuple):
     """A question that a model has been asked.
 
     Attributes:
-        request: The question.
-        model: Its name.
-        batcher: The model's queue.
-        answer: Comes later; an `EngineFailedError` where the engine fails. A batcher that closes cancels it.
+        user_id: Whom it is about.
+        model: The model's name.
+        batcher: Its queue.
     """
 
-    request: Request
+    user_id: str
     model: str
     batcher: Batcher
-    answer: asyncio.Future[Recommendation]
-
-    def give_up(self) -> None:
-        """Want the answer no more, and leave the place in the queue to others."""
-        self.answer.cancel()
-        self.batcher.sweep_soon()
 
 
 class Desk:
@@ -128,51 +120,52 @@ class Desk:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def ask_plainly(self, query: bytes) -> Ticket | Reply:
+    def ask_plainly(self, query: bytes, taker: Taker) -> Ticket | Reply:
         """Ask what a query string asks; see `ask`."""
         asked = self._read(query)
-        return self._errors.reply(asked) if isinstance(asked, Refusal) else self.ask(asked)
+        return self._errors.reply(asked) if isinstance(asked, Refusal) else self.ask(asked, taker)
 
-    def ask(self, asked: Asked) -> Ticket | Reply:
+    def ask(self, asked: Asked, taker: Taker) -> Ticket | Reply:
         """Ask the model that is to answer; or return the reply, where it is not asked."""
         model = self._model(asked)
         if isinstance(model, Refusal):
             return self._errors.reply(model)
         batcher, request = self._batchers[model], asked.request
         try:
-            return Ticket(request, model, batcher, batcher.take(request))
+            batcher.take(request, taker)
         except QueueFullError:
             return self._errors.reply(ErrorCode.OVERLOADED)._replace(model=model)
+        return Ticket(request.user_id, model, batcher)
 
-    def reply(self, ticket: Ticket) -> Reply:
-        """Return the reply to a question whose answer is there, and not cancelled."""
-        request, model, _, answer = ticket
-        try:
-            recommendation = answer.result()
-        except EngineFailedError:
-            return self._errors.reply(ErrorCode.INTERNAL)._replace(model=model)
+    def reply(self, ticket: Ticket, answer: Recommendation) -> Reply:
+        """Return the reply to a question that has its answer."""
+        user_id, model, _ = ticket
         version = self._versions[model]
-        document = recommend_document(request.user_id, model, version, recommendation)
-        return json_reply(document, model, version, recommendation.source)
+        return json_reply(recommend_document(user_id, model, version, answer), model, version, answer.source)
+
+    def failed(self, ticket: Ticket) -> Reply:
+        """Return the reply to a question whose model has failed."""
+        return self._errors.reply(ErrorCode.INTERNAL)._replace(model=ticket.model)
 
     async def recommend_plainly(self, query: bytes) -> Reply:
         """Reply to a request that is all in its query string."""
-        return await self._reply(self.ask_plainly(query))
+        asked = self._read(query)
+        return self._errors.reply(asked) if isinstance(asked, Refusal) else await self.recommend(asked)
 
     async def recommend(self, asked: Asked) -> Reply:
         """Reply to one request for recommendations."""
-        return await self._reply(self.ask(asked))
-
-    async def _reply(self, asked: Ticket | Reply) -> Reply:
-        if isinstance(asked, Reply):
-            return asked
+        answer: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        ticket = self.ask(asked, answer)
+        if isinstance(ticket, Reply):
+            return ticket
         try:
-            with suppress(EngineFailedError):
-                await asked.answer
+            return self.reply(ticket, await answer)
+        except EngineFailedError:
+            return self.failed(ticket)
         except asyncio.CancelledError:
-            asked.give_up()
+            answer.cancel()
+            ticket.batcher.sweep_soon()
             raise
-        return self.reply(asked)
 
     async def recommend_batch(self, batch: Sequence[Asked]) -> Reply:
         """Reply to many requests, all or none, in order."""

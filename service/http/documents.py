@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from export.manifest import Manifest
-    from service.values import DescribedItem, KnownItem, Recommendation, ScoredItem
+    from service.values import DescribedItem, KnownItem, Recommendation, ScoredItems
 
 
 def describe(
@@ -53,17 +53,17 @@ def recommend_document(user_id: str, model: str, version: str, answer: Recommend
         "model": model,
         "version": version,
         "source": answer.source,
-        "items": [{"item_id": item.item_id, "title": item.title, "score": item.score} for item in answer.items],
+        "items": _scored(answer.items),
     }
 
 
-def similar_document(item_id: str, model: str, version: str, items: Sequence[ScoredItem]) -> dict[str, Any]:
+def similar_document(item_id: str, model: str, version: str, items: ScoredItems) -> dict[str, Any]:
     """Return the document of similar items."""
     return {
         "item_id": item_id,
         "model": model,
         "version": version,
-        "items": [{"item_id": item.item_id, "title": item.title, "score": item.score} for item in items],
+        "items": _scored(items),
     }
 
 
@@ -85,3 +85,8 @@ def history_document(user_id: str, model: str, version: str, items: Sequence[Kno
         "n_items": len(items),
         "items": [{"item_id": item.item_id, "title": item.title} for item in items[:limit]],
     }
+
+
+def _scored(items: ScoredItems) -> list[dict[str, Any]]:
+    named = zip(items.names, items.scores, strict=True)
+    return [{"item_id": item_id, "title": title, "score": score} for (item_id, title), score in named]

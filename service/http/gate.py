@@ -172,6 +172,10 @@ class Gate:
         self._late.discard(work)
         self.ledger.metrics.in_flight[0] = len(self._work)
 
+    def is_late(self, work: Work) -> bool:
+        """Tell whether something is given up because it takes too long."""
+        return work in self._late
+
     @staticmethod
     def _carries(key: bytes, headers: MutableMapping[bytes, bytes]) -> bool:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -197,7 +201,7 @@ class Gate:
             await self._through(scope, receive, send, more)
             return None
         except asyncio.CancelledError:
-            late = task in self._late
+            late = self.is_late(task)
             if GONE in scope:
                 task.uncancel()
                 return None

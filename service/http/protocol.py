@@ -56,6 +56,7 @@ class Protocol(HttpToolsProtocol):
     _head_bytes = 0
     _fed = False
     _replied = False
+    _idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -67,6 +68,7 @@ class Protocol(HttpToolsProtocol):
         self._lose_patience()
         self.resume_writing()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
         if self._straight is not None:
             self._straight.abandon()
         elif self._working():
@@ -78,7 +80,6 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        self._unset_keepalive_if_required()
         if len(data) <= _MOST_HEAD_BYTES:
             self._take(data)
             return
@@ -166,7 +167,38 @@ class Protocol(HttpToolsProtocol):
         self._straight = None
         self._replied = True
         self._write(reply, *more)
-        self.on_response_complete()
+        if self.pipeline:
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._idle_since = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self._keep_alive(self.timeout_keep_alive)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn."""
+        super().on_response_complete()
+        self._idle_since = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, if it has been idle for long enough.
+
+        One timer after another looks after a connection, however many requests come: to set and to cancel one for each
+        would take longer than many another part of a reply.
+        """
+        self.timeout_keep_alive_task = None
+        if self.transport.is_closing() or self._working() or self._in_head():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._keep_alive(left)
+        else:
+            self.transport.close()
+
+    def _keep_alive(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def on_body(self, body: bytes) -> None:
         """See uvicorn."""
@@ -237,14 +269,17 @@ class Protocol(HttpToolsProtocol):
         self._write(reply, (REQUEST_ID, secrets.token_hex(8).encode()), *close)
 
     def _write(self, reply: Reply, *more: Header) -> None:
-        """Write a whole reply, in one piece, and close the connection if a header says so."""
+        """Write a whole reply, in one piece and at once, and close the connection if a header says so."""
         if self.transport.is_closing():
             return
         headers = reply.headed(*more)
         parts = [STATUS_LINE[reply.status]]
         for name, value in (*self.server_state.default_headers, *headers):
             parts += (name, b": ", value, b"\r\n")
+        # The event loop would keep it until all that is to be done has been done, if it might keep anything.
+        self.transport.set_write_buffer_limits(high=0)
         self.transport.write(b"".join((*parts, b"\r\n", reply.body)))
+        self.transport.set_write_buffer_limits()
         if CLOSE in headers:
             self.transport.close()
 

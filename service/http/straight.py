@@ -19,12 +19,12 @@ from service.observe.logs import request_id
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from service.http.batching import EngineFailedError
     from service.http.desk import Desk, Ticket
     from service.http.gate import Gate
     from service.http.reply import Header
     from service.values import Recommendation
 
-T = TypeVar("T")
 R = TypeVar("R")
 _LOG = logging.getLogger(__name__)
 PATH = b"/recommend"
@@ -33,6 +33,8 @@ _METHOD, _PATH = "POST", PATH.decode()
 
 class Straight:
     """One request and its reply, in the place where uvicorn's protocol keeps one of its own.
+
+    It takes its answer itself, and the reply is on its way before the next request of its batch has its own.
 
     Args:
         gate: Lets it in.
@@ -59,8 +61,7 @@ class Straight:
         self._desk = desk
         self._send = send
         self._ticket: Ticket | None = None
-        self._abandoned = False
-        self._cancelled = ErrorCode.NOT_READY  # by a queue that closes
+        self._over = False
         self.keep_alive = keep_alive
         self.response_started = self.response_complete = self.disconnected = False
 
@@ -77,42 +78,59 @@ class Straight:
         self._scope = scope
         self._more = self._gate.more(headers)
         self._timed = ASKED_FOR in headers
-        # The answer comes in a copy of this context: what is logged for it carries the id, too.
         request_id.set(self._more[0][1])
         refused = self._gate.refuse(_PATH, query, headers)
-        asked = self._tried(self._desk.ask_plainly, query) if refused is None else refused
+        asked = self._tried(lambda: self._desk.ask_plainly(query, self)) if refused is None else refused
         if isinstance(asked, Reply):
             self._reply(asked)
         else:
             self._ticket = asked
             self._gate.enter(self)
-            asked.answer.add_done_callback(self._answered)
+
+    def done(self) -> bool:
+        """Tell whether no answer is waited for any more."""
+        return self._over
+
+    def set_result(self, answer: Recommendation) -> None:
+        """Reply with the answer."""
+        self._end(lambda desk, ticket: desk.reply(ticket, answer))
+
+    def set_exception(self, _error: EngineFailedError) -> None:
+        """Reply that there is none."""
+        self._end(lambda desk, ticket: desk.failed(ticket))
 
     def cancel(self) -> None:
-        """Reply that it takes too long."""
-        self._cancelled = ErrorCode.TIMED_OUT
-        if self._ticket is not None:
-            self._ticket.give_up()
+        """Reply that it takes too long, or else, that the queue has closed."""
+        reply = self._gate.errors.reply(ErrorCode.TIMED_OUT if self._gate.is_late(self) else ErrorCode.NOT_READY)
+        self._end(lambda *_: reply)
+        self._leave_queue()
 
     def abandon(self) -> None:
         """Reply nothing: nobody waits for it."""
-        self._abandoned = True
-        if self._ticket is not None:
-            self._gate.leave(self)
-            self._ticket.give_up()
-
-    def _answered(self, answer: asyncio.Future[Recommendation]) -> None:
-        if self._abandoned or self._ticket is None:
-            return
+        self._over = True
         self._gate.leave(self)
-        cancelled = answer.cancelled()
-        self._reply(
-            self._gate.errors.reply(self._cancelled) if cancelled else self._tried(self._desk.reply, self._ticket)
-        )
+        self._leave_queue()
 
-    def _tried(self, ask: Callable[[T], R], what: T) -> R | Reply:
+    def _end(self, answer: Callable[[Desk, Ticket], Reply]) -> None:
+        """Reply what is made of the answer, in the name of this request: it comes in the midst of another's work."""
+        ticket = self._ticket
+        if self._over or ticket is None:
+            return
+        self._over = True
+        named = request_id.set(self._more[0][1])
         try:
-            return ask(what)
+            self._gate.leave(self)
+            self._reply(self._tried(lambda: answer(self._desk, ticket)))
+        finally:
+            request_id.reset(named)
+
+    def _leave_queue(self) -> None:
+        if self._ticket is not None:
+            self._ticket.batcher.sweep_soon()
+
+    def _tried(self, ask: Callable[[], R]) -> R | Reply:
+        try:
+            return ask()
         except Exception:  # noqa: BLE001 (the log says which)
             _LOG.exception("a request failed")
             return self._gate.errors.reply(ErrorCode.INTERNAL)

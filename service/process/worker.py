@@ -14,7 +14,7 @@ import uvicorn
 from service.process.server import server_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -119,11 +119,11 @@ class DrainingServer(uvicorn.Server):
 
 def _is_idle(connection: HttpToolsProtocol) -> bool:
     """Tell whether not one byte of a request is there that has no reply yet."""
-    scope: object = connection.scope
+    scope: Container[str] | None = connection.scope
     if scope is None:
         return True
-    complete = connection.cycle is not None and connection.cycle.response_complete
-    return complete and connection.timeout_keep_alive_task is not None
+    in_head = "method" not in scope
+    return not in_head and connection.cycle is not None and connection.cycle.response_complete
 
 
 def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from service.retrieval.rows import NO_ROWS
-from service.values import DescribedItem, KnownItem, ScoredItem
+from service.values import DescribedItem, KnownItem, Name, ScoredItems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,13 +66,10 @@ class Catalogue:
             return NO_ROWS
         return members if allowed is None else np.intersect1d(allowed, members, assume_unique=True)
 
-    def scored(self, ranked: Ranked) -> list[ScoredItem]:
+    def scored(self, ranked: Ranked) -> ScoredItems:
         """Return ranked items with their names."""
-        rows, name = ranked.rows.tolist(), self._name
-        return [
-            ScoredItem(row, item_id, title, score)
-            for row, (item_id, title), score in zip(rows, map(name, rows), ranked.scores.tolist(), strict=True)
-        ]
+        rows = ranked.rows.tolist()
+        return ScoredItems(rows, list(map(self._name, rows)), ranked.scores.tolist())
 
     def known(self, rows: NDArray[np.int32]) -> list[KnownItem]:
         """Return items with their names."""
@@ -89,11 +86,11 @@ class Catalogue:
         return [DescribedItem(row, *self._name(row), categories) for row, categories in found.items()]
 
 
-def _cached_names(item_ids: StringTable, titles: StringTable) -> Callable[[int], tuple[str, str | None]]:
+def _cached_names(item_ids: StringTable, titles: StringTable) -> Callable[[int], Name]:
     """Return item row → id and title."""
 
     @lru_cache(maxsize=_NAMES)
-    def name(row: int) -> tuple[str, str | None]:
+    def name(row: int) -> Name:
         return item_ids[row], titles[row] or None
 
     return name

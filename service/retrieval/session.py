@@ -46,7 +46,8 @@ class Buffers:
     """A session's input and output, allocated once. Not for concurrent use.
 
     A large output that is allocated for each call costs a page fault for every 4 KiB of it; with a small one, half of
-    the call's time goes into making it and naming it.
+    the call's time goes into making it and naming it. Naming them anew whenever the number of rows changes, as it does
+    from call to call, would cost as much again: each number of rows has its names.
 
     Args:
         session: With one input and one output, whose first axis is the number of rows.
@@ -61,10 +62,10 @@ class Buffers:
         self, session: onnxruntime.InferenceSession, taken: NDArray[np.generic], given: NDArray[np.generic]
     ) -> None:
         self._session = session
-        self._binding: Any = session.io_binding()
+        self._run: Any = session.run_with_iobinding
         self._input, self._output = session.get_inputs()[0].name, session.get_outputs()[0].name
         self._taken, self._given = taken, given
-        self._bound = 0
+        self._bindings: dict[int, Any] = {}
         self.providers: tuple[str, ...] = tuple(session.get_providers())
 
     def run(self, count: int) -> None:
@@ -73,9 +74,12 @@ class Buffers:
         Raises:
             export.runtime.GRAPH_ERRORS: ONNX Runtime cannot run the graph.
         """
-        if count != self._bound:
-            taken, given = self._taken[:count], self._given[:count]
-            self._binding.bind_input(self._input, "cpu", 0, taken.dtype, taken.shape, taken.ctypes.data)
-            self._binding.bind_output(self._output, "cpu", 0, given.dtype, given.shape, given.ctypes.data)
-            self._bound = count
-        self._session.run_with_iobinding(self._binding)
+        self._run(self._bindings.get(count) or self._bind(count))
+
+    def _bind(self, count: int) -> Any:
+        binding = self._session.io_binding()
+        taken, given = self._taken[:count], self._given[:count]
+        binding.bind_input(self._input, "cpu", 0, taken.dtype, taken.shape, taken.ctypes.data)
+        binding.bind_output(self._output, "cpu", 0, given.dtype, given.shape, given.ctypes.data)
+        self._bindings[count] = binding
+        return binding

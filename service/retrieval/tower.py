@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK_ROWS = 1024
+_MOST_ROWS = 64
+"""Rows that a request, or the requests of one call, ask for."""
 
 
 @contextmanager
@@ -49,9 +51,10 @@ class UserTower:
         self._dimension = dimension
         with _as_bundle_error("load"):
             self._session = open_session(graph, threads=1)
-        self._row, self._vector = np.empty(1, dtype=np.int64), np.empty((1, dimension), dtype=np.float32)
-        self._single = Buffers(self._session, self._row, self._vector)
-        self.providers = self._single.providers
+        self._rows = np.empty(_MOST_ROWS, dtype=np.int64)
+        self._vectors = np.empty((_MOST_ROWS, dimension), dtype=np.float32)
+        self._buffers = Buffers(self._session, self._rows, self._vectors)
+        self.providers = self._buffers.providers
         self._n_users = n_users
         self.largest_norm = 0.0
         with _as_bundle_error("run"):
@@ -78,10 +81,11 @@ class UserTower:
         Raises:
             BundleError: The graph gave something else.
         """
-        if len(rows) == 1:
-            self._row[:] = rows
-            self._single.run(1)
-            return self._vector.copy()
+        count = len(rows)
+        if 0 < count <= _MOST_ROWS:
+            self._rows[:count] = rows
+            self._buffers.run(count)
+            return self._vectors[:count].copy()
         vectors: NDArray[np.float32] = self._session.run([VECTORS], {USERS: rows})[0]
         if vectors.shape != (len(rows), self._dimension):
             raise BundleError(

@@ -23,7 +23,8 @@ def run(test: Coroutine[object, object, None]) -> None:
 
 async def recommend(batcher: Batcher, request: Request) -> Recommendation:
     """Ask as the desk does."""
-    answer = batcher.take(request)
+    answer: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+    batcher.take(request, answer)
     try:
         return await answer
     except asyncio.CancelledError:

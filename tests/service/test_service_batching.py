@@ -8,7 +8,7 @@ import pytest
 
 from service.http import batching
 from service.http.batching import Batcher, EngineFailedError, QueueFullError
-from service.values import Recommendation, Request
+from service.values import Recommendation, Request, ScoredItems
 from tests.service.asking import TIMEOUT_S, recommend, run
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class Gate:
         self.threads: set[int] = set()
         self.open = threading.Event()
 
-    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def answers(self, requests: Sequence[Request]) -> list[Recommendation]:
         self.batches.append([request.user_id for request in requests])
         self.threads.add(threading.get_ident())
         assert self.open.wait(TIMEOUT_S)
         if any(request.user_id == "boom" for request in requests):
             raise ValueError("planted")
-        return [Recommendation(source="popular", items=[]) for _ in requests]
+        return [Recommendation(source="popular", items=ScoredItems.of()) for _ in requests]
 
 
 def make(gate: Gate, *, max_batch: int = 8, max_queue: int = 16) -> Batcher:
@@ -196,7 +196,7 @@ class Faulty:
     def __init__(self, outcome: BaseException | list[Recommendation]) -> None:
         self.outcome = outcome
 
-    def recommend_many(self, _requests: Sequence[Request]) -> list[Recommendation]:
+    def answers(self, _requests: Sequence[Request]) -> list[Recommendation]:
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -206,13 +206,13 @@ class Faulty:
 @pytest.mark.parametrize(
     "outcome",
     [ValueError("x"), MemoryError(), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), StopIteration(), [],
-     asyncio.CancelledError(), [Recommendation("model", [])] * 3],
+     asyncio.CancelledError(), [Recommendation("model", ScoredItems.of())] * 3],
 )  # fmt: skip
 def test_whatever_an_engine_does_nobody_waits_for_ever(
     name: str, outcome: BaseException | list[Recommendation], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
-        right = [Recommendation("model", [])]
+        right = [Recommendation("model", ScoredItems.of())]
         engine = Faulty(right)
         batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
         await recommend(batcher, Request("a", 1))

@@ -11,7 +11,7 @@ import pytest
 
 from service.http import batching
 from service.http.batching import Batcher, EngineFailedError
-from service.values import Recommendation, Request
+from service.values import Recommendation, Request, ScoredItems
 from tests.service.asking import recommend, run
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ class Worker:
         self.seconds = 0.0
         self.threads: list[int] = []
 
-    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def answers(self, requests: Sequence[Request]) -> list[Recommendation]:
         self.threads.append(threading.get_ident())
         end = time.thread_time() + self.seconds * len(requests)
         while time.thread_time() < end:
             pass
         if any(request.user_id == "boom" for request in requests):
             raise ValueError("planted")
-        return [Recommendation(source="popular", items=[]) for _ in requests]
+        return [Recommendation(source="popular", items=ScoredItems.of()) for _ in requests]
 
 
 def test_short_calls_stay_in_the_event_loop_and_others_do_not() -> None:
@@ -62,8 +62,9 @@ def test_who_has_an_answer_does_not_wait_for_a_short_call_after_it() -> None:
         batcher = Batcher(engine, name="test", max_batch=1, max_queue=16)
         await recommend(batcher, Request("a", 1))
         before = len(engine.threads)
-        answers = [batcher.take(Request("a", 1)) for _ in range(3)]
+        answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
         for answer in answers:
+            batcher.take(Request("a", 1), answer)
             answer.add_done_callback(lambda _: seen.append(len(engine.threads) - before))
         await asyncio.gather(*answers)
         assert seen == [1, 2, 3]

@@ -15,7 +15,7 @@ from export.index import build_index
 from export.index_tuning import IndexChoice
 from service.engine import Engine
 from service.retrieval.scan import ScanError
-from service.values import Request
+from service.values import Recommendation, Request, ScoredItems
 from tests.helpers_bundle import Content, cancelling, make_content, seal, write_bundle
 from tests.helpers_export import edit_json, reseal
 from tests.service.reference import Answer, Reference, draw_request
@@ -103,8 +103,8 @@ def test_empty_and_unknown_lists(content: Content, folder: Path) -> None:
     """Nothing allowed is not everything allowed; a history of unknown items is none."""
     engine, user = Engine.load(folder), content.user_ids[2]
     assert engine.recommend_many([Request(user, 5, allow=()), Request(NOBODY, 5, allow=("no such item",))]) == [
-        ("model", []),
-        ("popular", []),
+        Recommendation("model", ScoredItems.of()),
+        Recommendation("popular", ScoredItems.of()),
     ]
     assert engine.recommend_many([Request(user, 5, category="no such category")])[0].items == []
     assert engine.recommend_many([Request(NOBODY, 5, history=("no such item",))]) == [engine.recommend(NOBODY, 5)]

@@ -15,7 +15,7 @@ import uvicorn
 from service.http.app import create_app
 from service.http.gate import Gate
 from service.http.protocol import Protocol
-from service.values import DescribedItem, Recommendation, Request, ScoredItem
+from service.values import DescribedItem, Recommendation, Request, ScoredItem, ScoredItems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,17 +47,17 @@ class Scripted:
     providers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     certificate: bytes = b'{"proof":true}'
 
-    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def answers(self, requests: Sequence[Request]) -> list[Recommendation]:
         self.asked.append(list(requests))
         self._wait()
         return [
-            Recommendation("model", [ScoredItem(0, f"for {request.user_id}", None, 1.0)][: request.k])
+            Recommendation("model", ScoredItems.of([ScoredItem(0, f"for {request.user_id}", None, 1.0)][: request.k]))
             for request in requests
         ]
 
-    def similar(self, item_id: str, k: int) -> list[ScoredItem] | None:
+    def similar(self, item_id: str, k: int) -> ScoredItems | None:
         self._wait()
-        return [ScoredItem(0, f"like {item_id}", None, 1.0)][:k]
+        return ScoredItems.of([ScoredItem(0, f"like {item_id}", None, 1.0)][:k])
 
     def items(self, item_ids: Sequence[str]) -> list[DescribedItem]:
         self._wait()

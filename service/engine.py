@@ -19,7 +19,7 @@ from service.values import Recommendation, Request
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from export.serving import ServingBundle
@@ -135,26 +135,19 @@ class Engine:
         Returns:
             One recommendation per request, in order, each with ``k`` items if so many are left to choose from.
         """
-        return list(self.answers(requests))
-
-    def answers(self, requests: Sequence[Request]) -> Iterator[Recommendation]:
-        """Yield what `recommend_many` returns, each answer as soon as it is there.
-
-        What is common to all is done before the first. To be read to its end before the next call.
-        """
         for request in requests:
             if request[2:] != _PLAIN:
-                yield from self._recommend_filtered(requests)
-                return
+                return self._recommend_filtered(requests)
         users = [self._users.find(request.user_id) for request in requests]
         known = [(user, request.k) for user, request in zip(users, requests, strict=True) if user is not None]
-        ranked = self.ranker.each(self.queries(known))
+        ranked = iter(self.ranker.top(self.queries(known)))
         popular, scored = self._popular, self._catalogue.scored
-        for user, request in zip(users, requests, strict=True):
-            if user is None:
-                yield Recommendation("popular", scored(popular.top(request.k)))
-            else:
-                yield Recommendation("model", scored(next(ranked)))
+        return [
+            Recommendation("popular", scored(popular.top(request.k)))
+            if user is None
+            else Recommendation("model", scored(next(ranked)))
+            for user, request in zip(users, requests, strict=True)
+        ]
 
     def queries(self, known: Sequence[tuple[int, int]]) -> list[Query]:
         """Return what the ranker is asked: the user tower's vectors and the items to leave out.

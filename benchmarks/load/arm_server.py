@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,13 @@ class DelayedEngine(Engine):
 
     delay_us = 0.0
 
-    def answers(self, requests: Sequence[Request]) -> Iterator[Recommendation]:
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
         """See ``Engine``."""
-        for answer in super().answers(requests):
-            end = time.perf_counter_ns() + int(self.delay_us * 1e3)
-            while time.perf_counter_ns() < end:
-                pass
-            yield answer
+        answers = super().recommend_many(requests)
+        end = time.perf_counter_ns() + int(self.delay_us * 1e3 * len(requests))
+        while time.perf_counter_ns() < end:
+            pass
+        return answers
 
 
 def constant_app(length: int) -> FastAPI:

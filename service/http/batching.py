@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from operator import length_hint
 from typing import TYPE_CHECKING, Protocol
 
 from service.http.expected import Expected
@@ -17,7 +16,7 @@ from service.observe.metrics import ModelMetrics
 from service.values import Recommendation, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 _LOG = logging.getLogger(__name__)
 _TURNS = 3
@@ -64,8 +63,8 @@ _Entry = tuple[Request, Taker, float]
 class Recommender(Protocol):
     """What a batcher calls, one call at a time."""
 
-    def answers(self, requests: Sequence[Request]) -> Iterable[Recommendation]:
-        """Return one recommendation per request, in order; they are read to the end before the next call."""
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+        """Return one recommendation per request, in order."""
 
 
 class QueueFullError(Exception):
@@ -219,83 +218,46 @@ class Batcher:
         self._metrics.batch.observe(len(requests))
         expected = self._plain.seconds(len(requests) - special) + self._special.seconds(special)
         if expected <= _SHORT_S and not long:
-            self._answer_here(requests, takers, special)
-            self._go_on(len(takers))
+            self._finish(self._answer(requests, special), takers)
             return
-        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer_there, requests, special)
-        call.add_done_callback(lambda done: self._hand_out(done.result(), takers))
+        call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, requests, special)
+        call.add_done_callback(lambda done: self._finish(done.result(), takers))
 
-    def _answer_here(self, requests: Sequence[Request], takers: Sequence[Taker], special: int) -> None:
-        """Call the engine in the event loop: each taker has its answer before the next one's is looked for."""
-        started, began, given, giving = time.thread_time(), time.perf_counter(), 0, 0.0
-        try:
-            for taker, answer in zip(takers, self._asked(requests), strict=True):
-                ready = time.perf_counter()
-                self._give(taker, answer)
-                given += 1
-                giving += time.perf_counter() - ready
-        except BaseException as error:  # noqa: BLE001 (whatever it is, its callers must not wait for ever)
-            self._fail(takers[given:], error)
-        self._metrics.engine.observe(time.perf_counter() - began - giving)
-        self._learn(len(requests), special, time.thread_time() - started)
-
-    def _answer_there(self, requests: Sequence[Request], special: int) -> _Outcome:
-        """Call the engine in the worker thread."""
+    def _answer(self, requests: Sequence[Request], special: int) -> _Outcome:
+        """Call the engine, in whichever thread, and note how long it took."""
         started, began = time.thread_time(), time.perf_counter()
         outcome: _Outcome
         try:
-            outcome = [answer for _, answer in zip(requests, self._asked(requests), strict=True)]
+            outcome = self._engine.recommend_many(requests)
+            if len(outcome) != len(requests):
+                raise RuntimeError(f"{len(outcome)} answers to {len(requests)} requests")
         except BaseException as error:  # noqa: BLE001 (whatever it is, its callers must not wait for ever)
             outcome = error
+        seconds = time.thread_time() - started
         self._call_seconds = time.perf_counter() - began
-        self._learn(len(requests), special, time.thread_time() - started)
+        # A mixed batch tells nothing of its plain part; that the rest took it all errs on the side of the thread.
+        (self._special if special else self._plain).learn(special or len(requests), seconds)
         return outcome
 
-    def _asked(self, requests: Sequence[Request]) -> Iterable[Recommendation]:
-        """Ask the engine. What is of the wrong length, as far as can be told, is nobody's answer."""
-        answers = self._engine.answers(requests)
-        count = length_hint(answers, len(requests))
-        if count != len(requests):
-            raise RuntimeError(f"{count} answers to {len(requests)} requests")
-        return answers
-
-    def _learn(self, count: int, special: int, seconds: float) -> None:
-        # A mixed batch tells nothing of its plain part; that the rest took it all errs on the side of the thread.
-        (self._special if special else self._plain).learn(special or count, seconds)
-
-    def _hand_out(self, outcome: _Outcome, takers: Sequence[Taker]) -> None:
-        """Give what the worker thread has found."""
+    def _finish(self, outcome: _Outcome, takers: Sequence[Taker]) -> None:
         self._metrics.engine.observe(self._call_seconds)
         if isinstance(outcome, BaseException):
-            self._fail(takers, outcome)
-        else:
-            for taker, answer in zip(takers, outcome, strict=True):
-                self._give(taker, answer)
-        self._go_on(len(takers))
-
-    def _give(self, taker: Taker, answer: Recommendation) -> None:
-        if taker.done():
-            return
-        self._metrics.sources[answer.source][0] += 1.0
-        try:
-            taker.set_result(answer)
-        except Exception:  # noqa: BLE001 (others wait, too)
-            _LOG.exception("%s: an answer could not be given", self._name)
-
-    def _fail(self, takers: Sequence[Taker], error: BaseException) -> None:
-        _LOG.error("%s: the engine failed on %d requests", self._name, len(takers), exc_info=error)
-        for taker in takers:
+            _LOG.error("%s: the engine failed on %d requests", self._name, len(takers), exc_info=outcome)
+        made = self._metrics.sources
+        for position, taker in enumerate(takers):
             if taker.done():
                 continue
             try:
-                taker.set_exception(EngineFailedError())
-            except Exception:  # noqa: BLE001 (others wait, too)
+                if isinstance(outcome, BaseException):
+                    taker.set_exception(EngineFailedError())
+                else:
+                    made[outcome[position].source][0] += 1.0
+                    taker.set_result(outcome[position])
+            except Exception:
                 _LOG.exception("%s: an answer could not be given", self._name)
-
-    def _go_on(self, answered: int) -> None:
-        if answered > 1 or self.waiting:
+        if len(takers) > 1 or self.waiting:
             # After whatever the takers have called for: those who have their answers do not wait for the next call.
-            asyncio.get_running_loop().call_soon(self._start_after, _TURNS if answered > 1 else 1)
+            asyncio.get_running_loop().call_soon(self._start_after, _TURNS if len(takers) > 1 else 1)
         else:
             self._busy = False
 

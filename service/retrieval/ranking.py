@@ -19,7 +19,7 @@ from service.retrieval.similar import Similar
 from training.common.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -169,13 +169,9 @@ class Ranker:
             Per query ``min(k, items that it may have)`` items in exact order: the best ones, or of an approximate index
             the best of what it proposes.
         """
-        return list(self.each(queries))
-
-    def each(self, queries: Sequence[Query]) -> Iterator[Ranked]:
-        """Yield what `top` returns, each answer as soon as it is there. To be read to its end before the next call."""
         for query in queries:
             if query.among is not None:
-                return iter(self._top_of_parts(queries))
+                return self._top_of_parts(queries)
         return self._top_of_all(queries)
 
     def _top_of_parts(self, queries: Sequence[Query]) -> list[Ranked]:
@@ -186,7 +182,7 @@ class Ranker:
         ]
         answers = [self._rank_part(query) for query in reduced]
         left = [query for query, answer in zip(reduced, answers, strict=True) if answer is None]
-        found = self._top_of_all(left)
+        found = iter(self._top_of_all(left))
         return [next(found) if answer is None else answer for answer in answers]
 
     def _rank_part(self, query: Query) -> Ranked | None:
@@ -199,32 +195,25 @@ class Ranker:
             whole = self._index.entry.exact or len(query.among) <= self._searcher.few(query.k)
         return self._searcher.order(query, query.among.astype(np.int64)) if whole else None
 
-    def _top_of_all(self, queries: Sequence[Query]) -> Iterator[Ranked]:
+    def _top_of_all(self, queries: Sequence[Query]) -> list[Ranked]:
         if not self._index.entry.exact:
-            yield from map(self._searcher.proposed, queries)
-        elif self._scan is None:
-            yield from self._searcher.best(queries)
-        else:
-            for start in range(0, len(queries), self._scan.most_users):
-                yield from self._rank_scanned(self._scan, queries[start : start + self._scan.most_users])
-
-    def _rank_scanned(self, scan: Scan, queries: Sequence[Query]) -> Iterator[Ranked]:
-        codes = [query.code or scan.encode(query.vector[None]).of(0) for query in queries]
-        sums = scan([code.levels for code in codes])
-        scanned = list(zip(queries, sums, [code.error for code in codes], strict=True))
-        for place, one in enumerate(scanned):
-            answer = self._rank_row(*one)
-            if answer is None:
-                yield from self._search_rest(scanned[place:])
-                return
-            yield answer
-
-    def _search_rest(self, scanned: Sequence[tuple[Query, NDArray[np.int32], float]]) -> list[Ranked]:
-        """Answer queries of which the first has too many candidates: all such ones by one search."""
-        answers = [None, *[self._rank_row(*one) for one in scanned[1:]]]
-        left = [query for (query, _, _), answer in zip(scanned, answers, strict=True) if answer is None]
+            return [self._searcher.proposed(query) for query in queries]
+        if self._scan is None:
+            return self._searcher.best(queries)
+        answers: list[Ranked | None] = []
+        for start in range(0, len(queries), self._scan.most_users):
+            answers += self._rank_scanned(self._scan, queries[start : start + self._scan.most_users])
+        if None not in answers:
+            return cast("list[Ranked]", answers)
+        left = [query for query, answer in zip(queries, answers, strict=True) if answer is None]
         searched = iter(self._searcher.best(left))
         return [next(searched) if answer is None else answer for answer in answers]
+
+    def _rank_scanned(self, scan: Scan, queries: Sequence[Query]) -> list[Ranked | None]:
+        """Answer those queries whose candidates are few."""
+        codes = [query.code or scan.encode(query.vector[None]).of(0) for query in queries]
+        sums = scan([code.levels for code in codes])
+        return [self._rank_row(query, row, code.error) for query, row, code in zip(queries, sums, codes, strict=True)]
 
     def _rank_row(self, query: Query, sums: NDArray[np.int32], error: float) -> Ranked | None:
         """Return the answer, or None where too many items might belong into it."""

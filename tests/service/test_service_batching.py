@@ -28,7 +28,7 @@ class Gate:
         self.threads: set[int] = set()
         self.open = threading.Event()
 
-    def answers(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
         self.batches.append([request.user_id for request in requests])
         self.threads.add(threading.get_ident())
         assert self.open.wait(TIMEOUT_S)
@@ -196,7 +196,7 @@ class Faulty:
     def __init__(self, outcome: BaseException | list[Recommendation]) -> None:
         self.outcome = outcome
 
-    def answers(self, _requests: Sequence[Request]) -> list[Recommendation]:
+    def recommend_many(self, _requests: Sequence[Request]) -> list[Recommendation]:
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome

@@ -25,7 +25,7 @@ class Worker:
         self.seconds = 0.0
         self.threads: list[int] = []
 
-    def answers(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
         self.threads.append(threading.get_ident())
         end = time.thread_time() + self.seconds * len(requests)
         while time.thread_time() < end:

@@ -179,7 +179,7 @@ def test_a_failure_is_logged_with_its_request_and_replied_without_a_word(folder:
         def similar(self, *_: Any) -> Any:
             raise ValueError("a secret of the inside")
 
-        def answers(self, *_: Any) -> Any:
+        def recommend_many(self, *_: Any) -> Any:
             raise ValueError("another secret")
 
     engine.__class__ = Broken

@@ -47,7 +47,7 @@ class Scripted:
     providers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     certificate: bytes = b'{"proof":true}'
 
-    def answers(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
         self.asked.append(list(requests))
         self._wait()
         return [

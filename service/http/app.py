@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from service.engine import Engine
     from service.settings import Settings
 
+_MANY_OBJECTS = 20_000
+"""More of them than before are there when garbage is looked for: those of some hundred requests at once, a few MB."""
 _DESCRIPTION = """Recommendations from exported bundles, on ONNX Runtime and FAISS.
 
 Training items of the user are left out unless asked for; items come by descending score, equal scores in row order.
@@ -51,7 +53,11 @@ def create_app(engines: Mapping[str, Engine], settings: Settings) -> FastAPI:
         # What is loaded stays: looking through it for garbage again and again would hold requests up.
         gc.collect()
         gc.freeze()
+        # Requests come and go without cycles: looking for some after every few of them finds none.
+        often = gc.get_threshold()
+        gc.set_threshold(_MANY_OBJECTS, *often[1:])
         yield
+        gc.set_threshold(*often)
         gc.unfreeze()
         desk.close()
 

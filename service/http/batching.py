@@ -253,7 +253,7 @@ class Batcher:
                 else:
                     made[outcome[position].source][0] += 1.0
                     taker.set_result(outcome[position])
-            except Exception:
+            except Exception:  # noqa: BLE001 (others wait, too)
                 _LOG.exception("%s: an answer could not be given", self._name)
         if len(takers) > 1 or self.waiting:
             # After whatever the takers have called for: those who have their answers do not wait for the next call.

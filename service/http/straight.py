@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from service.http.reply import CLOSE, Reply
 from service.http.schemas import ErrorCode
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from service.values import Recommendation
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 _LOG = logging.getLogger(__name__)
 PATH = b"/recommend"
 _METHOD, _PATH = "POST", PATH.decode()
@@ -80,7 +81,7 @@ class Straight:
         self._timed = ASKED_FOR in headers
         request_id.set(self._more[0][1])
         refused = self._gate.refuse(_PATH, query, headers)
-        asked = self._tried(lambda: self._desk.ask_plainly(query, self)) if refused is None else refused
+        asked = self._tried(self._desk.ask_plainly, query, self) if refused is None else refused
         if isinstance(asked, Reply):
             self._reply(asked)
         else:
@@ -93,16 +94,16 @@ class Straight:
 
     def set_result(self, answer: Recommendation) -> None:
         """Reply with the answer."""
-        self._end(lambda desk, ticket: desk.reply(ticket, answer))
+        self._end(self._desk.reply, answer)
 
     def set_exception(self, _error: EngineFailedError) -> None:
         """Reply that there is none."""
-        self._end(lambda desk, ticket: desk.failed(ticket))
+        self._end(self._desk.failed)
 
     def cancel(self) -> None:
         """Reply that it takes too long, or else, that the queue has closed."""
         reply = self._gate.errors.reply(ErrorCode.TIMED_OUT if self._gate.is_late(self) else ErrorCode.NOT_READY)
-        self._end(lambda *_: reply)
+        self._end(lambda _: reply)
         self._leave_queue()
 
     def abandon(self) -> None:
@@ -111,8 +112,8 @@ class Straight:
         self._gate.leave(self)
         self._leave_queue()
 
-    def _end(self, answer: Callable[[Desk, Ticket], Reply]) -> None:
-        """Reply what is made of the answer, in the name of this request: it comes in the midst of another's work."""
+    def _end(self, answer: Callable[[Ticket, *Ts], Reply], *what: *Ts) -> None:
+        """Reply, with what is logged in the name of this request: the answer comes in the midst of others' work."""
         ticket = self._ticket
         if self._over or ticket is None:
             return
@@ -120,7 +121,7 @@ class Straight:
         named = request_id.set(self._more[0][1])
         try:
             self._gate.leave(self)
-            self._reply(self._tried(lambda: answer(self._desk, ticket)))
+            self._reply(self._tried(answer, ticket, *what))
         finally:
             request_id.reset(named)
 
@@ -128,9 +129,9 @@ class Straight:
         if self._ticket is not None:
             self._ticket.batcher.sweep_soon()
 
-    def _tried(self, ask: Callable[[], R]) -> R | Reply:
+    def _tried(self, ask: Callable[[*Ts], R], *what: *Ts) -> R | Reply:
         try:
-            return ask()
+            return ask(*what)
         except Exception:  # noqa: BLE001 (the log says which)
             _LOG.exception("a request failed")
             return self._gate.errors.reply(ErrorCode.INTERNAL)

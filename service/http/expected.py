@@ -18,21 +18,20 @@ class Expected:
     number, is several times what many take together.
 
     Calls of 1 to 3, of 4 to 15 and of more requests are of a size. Where a size is not known, or its longest call was
-    an exception, the others say how long it takes at most: many never take longer each than few, nor few in all longer
-    than many.
+    an exception, smaller ones say how long it takes at most: many never take longer each than few.
     """
 
     def __init__(self) -> None:
-        self._each = [math.inf] * _SIZES
+        self._longest = [math.inf] * _SIZES
 
     def seconds(self, count: int) -> float:
         """Return what a call of so many requests is expected to take; infinite where nobody knows."""
-        return count * self._each[_size(count)] if count else 0.0
+        return count * self._each(_size(count)) if count else 0.0
 
     def most(self, seconds: float) -> int:
         """Return how many requests a call can have that is expected to take no longer."""
         for size in reversed(range(_SIZES)):
-            count = int(seconds / self._each[size])
+            count = int(seconds / self._each(size))
             if count >= 4**size:
                 return count if size == _SIZES - 1 else min(count, 4 ** (size + 1) - 1)
         return 0
@@ -40,15 +39,11 @@ class Expected:
     def learn(self, count: int, seconds: float) -> None:
         """Note what a call of so many requests, at least one, has taken."""
         size, each = _size(count), max(_SMALLEST_S, seconds / count)
-        known = self._each[size]
-        if each < known < math.inf:
-            each = known + _NEWS * (each - known)
-        self._each[size] = each
-        for other in range(_SIZES):
-            if other > size and self._each[other] > each:
-                self._each[other] = each
-            elif other < size and self._each[other] == math.inf:
-                self._each[other] = seconds / 4**other
+        known = self._longest[size]
+        self._longest[size] = known + _NEWS * (each - known) if each < known < math.inf else each
+
+    def _each(self, size: int) -> float:
+        return min(self._longest[: size + 1])
 
 
 def _size(count: int) -> int:

@@ -177,11 +177,6 @@ class Protocol(HttpToolsProtocol):
             if self.timeout_keep_alive_task is None:
                 self._keep_alive(self.timeout_keep_alive)
 
-    def on_response_complete(self) -> None:
-        """See uvicorn."""
-        super().on_response_complete()
-        self._idle_since = self.loop.time()
-
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection, if it has been idle for long enough.
 
@@ -269,17 +264,14 @@ class Protocol(HttpToolsProtocol):
         self._write(reply, (REQUEST_ID, secrets.token_hex(8).encode()), *close)
 
     def _write(self, reply: Reply, *more: Header) -> None:
-        """Write a whole reply, in one piece and at once, and close the connection if a header says so."""
+        """Write a whole reply, in one piece, and close the connection if a header says so."""
         if self.transport.is_closing():
             return
         headers = reply.headed(*more)
         parts = [STATUS_LINE[reply.status]]
         for name, value in (*self.server_state.default_headers, *headers):
             parts += (name, b": ", value, b"\r\n")
-        # The event loop would keep it until all that is to be done has been done, if it might keep anything.
-        self.transport.set_write_buffer_limits(high=0)
         self.transport.write(b"".join((*parts, b"\r\n", reply.body)))
-        self.transport.set_write_buffer_limits()
         if CLOSE in headers:
             self.transport.close()
 

@@ -87,6 +87,74 @@ def test_short_answers_to_many_requests_are_a_long_call() -> None:
     run(test())
 
 
+class Timed:
+    """An engine whose calls take what a clock of the test's own says, and which notes how many requests they have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, each_s: float) -> None:
+        self.each_s = each_s
+        self.now = 0.0
+        self.calls: list[tuple[int, int]] = []
+        monkeypatch.setattr(time, "thread_time", lambda: self.now)
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+        self.calls.append((threading.get_ident(), len(requests)))
+        self.now += self.each_s * len(requests)
+        return [Recommendation(source="popular", items=ScoredItems.of()) for _ in requests]
+
+
+@pytest.mark.parametrize(("fit", "calls"), [(20, [20, 20, 10]), (15, [50])])
+def test_more_than_are_short_wait_for_the_next_call_where_enough_are(
+    fit: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        here, engine = threading.get_ident(), Timed(monkeypatch, batching._SHORT_S / (fit + 0.5))
+        batcher = Batcher(engine, name="test", max_batch=64, max_queue=64)
+        await recommend(batcher, Request("a", 1))
+        engine.calls.clear()
+        await asyncio.gather(*[recommend(batcher, Request("a", 1)) for _ in range(50)])
+        assert [count for _, count in engine.calls] == calls
+        assert {thread == here for thread, _ in engine.calls} == {fit >= 16}
+        batcher.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_cannot_take_an_answer_disturbs_nobody(
+    in_thread: bool, fails: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Clumsy:
+        def done(self) -> bool:
+            return False
+
+        def set_result(self, _: object) -> None:
+            raise ValueError("dropped")
+
+        set_exception = set_result
+
+        def cancel(self) -> None:
+            pass
+
+    async def test() -> None:
+        engine = Worker()
+        batcher = Batcher(engine, name="test", max_batch=8, max_queue=16)
+        await recommend(batcher, Request("a", 1))
+        if in_thread:
+            monkeypatch.setattr(batching, "_SHORT_S", 0.0)
+        other: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        batcher.take(Request("a", 1), Clumsy())
+        batcher.take(Request("boom" if fails else "a", 1), other)
+        (outcome,) = await asyncio.gather(other, return_exceptions=True)
+        assert isinstance(outcome, EngineFailedError if fails else Recommendation)
+        assert len(engine.threads) == 2
+        assert (await recommend(batcher, Request("a", 1))).source == "popular"
+        batcher.close()
+
+    run(test())
+    assert "could not be given" in caplog.text
+
+
 def test_an_error_of_a_short_call_reaches_its_callers_only() -> None:
     async def test() -> None:
         engine = Worker()

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from service.http.protocol import Protocol
     from tests.service.threaded import Threaded
 
 PATIENCE_S = 0.25
@@ -212,3 +213,21 @@ def test_requests_sent_at_once_are_answered_in_order(connection: socket.socket) 
     time.sleep(PATIENCE_S / 4)
     connection.sendall(ASK[10:])
     assert read_reply(connection)[0] == 200
+
+
+@pytest.mark.parametrize("by_framework", [False, True])
+def test_a_connection_is_kept_as_long_as_it_is_used_and_a_little_longer(
+    server: Threaded, connection: socket.socket, by_framework: bool
+) -> None:
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" if by_framework else ASK
+    while not (protocols := cast("set[Protocol]", server.server.server_state.connections)):
+        time.sleep(0.001)
+    for protocol in protocols:
+        protocol.timeout_keep_alive = 0.4  # type: ignore[assignment]
+    for _ in range(12):
+        connection.sendall(ask)
+        assert read_reply(connection)[0] == 200
+        last = time.monotonic()
+        time.sleep(0.1)
+    assert is_closed(connection)
+    assert 0.3 < time.monotonic() - last < 0.4 + WAIT_S / 2

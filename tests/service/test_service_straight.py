@@ -6,8 +6,10 @@ import asyncio
 import json
 import logging
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,9 +25,12 @@ from service.settings import Settings
 from tests.service.threaded import WAIT_S, Scripted, engines_of, is_closed, read_reply, served
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
 
+    from service.http.desk import Ticket
+    from service.values import Recommendation
     from tests.service.threaded import Threaded
 
 KEY = "a-key-of-enough-length-0123456789"
@@ -234,3 +239,77 @@ def test_a_queue_that_closes_is_not_ready(scripted: Scripted) -> None:
 
     asyncio.run(run())
     assert sent == [503]
+
+
+def test_a_reply_is_sent_before_the_next_of_its_batch_is_made(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, read = list[str](), {user: threading.Event() for user in "ab"}
+    reply = Desk.reply
+
+    def wait_for_the_other(desk: Desk, ticket: Ticket, answer: Recommendation) -> Any:
+        if ticket.user_id in read:
+            for other in made:
+                assert read[other].wait(WAIT_S)
+            made.append(ticket.user_id)
+        return reply(desk, ticket, answer)
+
+    monkeypatch.setattr(Desk, "reply", wait_for_the_other)
+    with (
+        served(engines_of(m=scripted), Settings()) as server,
+        ThreadPoolExecutor(3) as pool,
+        server.connect() as first,
+        server.connect() as a,
+        server.connect() as b,
+    ):
+
+        def ask_for(connection: socket.socket, user: str) -> int:
+            connection.sendall(f"POST /recommend?user_id={user} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            status = read_reply(connection)[0]
+            if user in read:
+                read[user].set()
+            return status
+
+        replies = [pool.submit(ask_for, first, "first")]
+        while not scripted.asked:
+            time.sleep(0.001)
+        replies += [pool.submit(ask_for, a, "a"), pool.submit(ask_for, b, "b")]
+        while server.gate.in_flight < 3:
+            time.sleep(0.001)
+        scripted.open.set()
+        assert [one.result(2 * WAIT_S) for one in replies] == [200] * 3
+        assert len(scripted.asked[1]) == 2
+    assert sorted(made) == ["a", "b"]
+
+
+def test_who_is_given_up_makes_room_for_others(scripted: Scripted) -> None:
+    line = b"POST /recommend?user_id=u HTTP/1.1\r\nHost: x\r\n\r\n"
+    settings = Settings(max_queue=1, request_timeout_s=0.3)
+    with served(engines_of(m=scripted), settings) as server, ExitStack() as stack:
+        first, *others = [stack.enter_context(server.connect()) for _ in range(3)]
+        first.sendall(line)
+        while not scripted.asked:
+            time.sleep(0.001)
+        for other in others:  # the one after the other waits in the one place that there is
+            other.sendall(line)
+            assert read_reply(other)[0] == 504
+        scripted.open.set()
+
+
+def test_an_engines_log_names_none_of_the_requests_before(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def note(_record: logging.LogRecord) -> bool:
+        logged.append(request_id.get())
+        return True
+
+    logged: list[bytes] = []
+    monkeypatch.setattr(logging.getLogger("service.http.batching"), "filters", [note])
+    scripted.open.set()
+    with served(engines_of(m=scripted), Settings()) as server, server.connect() as connection:
+        for boom in (None, None, ValueError("planted")):
+            scripted.boom = boom
+            connection.sendall(b"POST /recommend?user_id=u HTTP/1.1\r\nHost: x\r\nX-Request-Id: known\r\n\r\n")
+            assert read_reply(connection)[0] == (500 if boom else 200)
+    assert logged == [b""]
+    assert "planted" in caplog.text

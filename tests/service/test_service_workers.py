@@ -166,12 +166,16 @@ def test_idle_connections_do_not_hold_the_end_up(serve: StartServer, folder: Pat
             assert time.monotonic() - began < 3
 
 
-def test_a_request_that_is_still_coming_is_waited_for(serve: StartServer, folder: Path) -> None:
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_request_that_is_still_coming_is_waited_for(serve: StartServer, folder: Path, earlier: int) -> None:
     with serve("--bundle", f"toy={folder}", "--port", "0") as server, idle(server) as connection:
+        for _ in range(earlier):
+            connection.sendall(b"POST /recommend?user_id=u-1 HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"POST /recommend?user_id=u-1 HTTP/1.1\r\n")
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        time.sleep(1.5)
         connection.sendall(b"Host: test\r\n\r\n")
         reply = b"".join(iter(lambda: connection.recv(65536), b""))
         assert reply.startswith(b"HTTP/1.1 200 ")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 _MOST_HEAD_BYTES = 2 * MOST_URI_BYTES
+_MOST_HEADERS = 1000
+_PIECE = 2**13
+"""Bytes that are parsed at once: of headers without end no more than it takes to see that they are too many."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -80,15 +83,14 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if len(data) <= _MOST_HEAD_BYTES:
+        if len(data) <= _PIECE:
             self._take(data)
             return
-        # Of headers without end no more is parsed than it takes to see that they are too long.
         whole = memoryview(data)
-        for start in range(0, len(data), _MOST_HEAD_BYTES):
+        for start in range(0, len(data), _PIECE):
             if self.transport.is_closing():
                 return
-            self._take(whole[start : start + _MOST_HEAD_BYTES])
+            self._take(whole[start : start + _PIECE])
 
     def _take(self, data: bytes | memoryview) -> None:
         self._replied = False
@@ -105,7 +107,7 @@ class Protocol(HttpToolsProtocol):
                 return
         self._head_bytes = 0 if self._fed else self._head_bytes + len(data)
         self._fed = False
-        if self._head_bytes > _MOST_HEAD_BYTES:
+        if self._head_bytes > _MOST_HEAD_BYTES or (self._in_head() and len(self.headers) > _MOST_HEADERS):
             long_uri = len(self.url) > MOST_URI_BYTES
             self._refuse(ErrorCode.URI_TOO_LONG if long_uri else ErrorCode.HEADERS_TOO_LONG)
         elif not answering and self._patience is None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from service.engine import Engine
 from service.http.asked import PARAMETERS, Asked
-from service.http.body import BodyReader, is_json
+from service.http.body import BodyReader, is_json, n_fields
 from service.http.errors import Errors, Refusal
 from service.http.query import QueryReader
 from service.http.reading import BodyTooLongError, read_body
@@ -303,3 +303,38 @@ def test_any_fields_are_read_as_they_are_or_refused(document: dict[str, Any]) ->
     )
     if given.get("allow") != [] and found.model is None:
         assert QueryReader(LIMITS)(query.encode()) == found
+
+
+DOCUMENTS = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='":\\\\{},a') | st.booleans(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='":\\\\ab'), inner, max_size=4),
+)
+
+
+def fields_of(document: object) -> int:
+    if isinstance(document, dict):
+        return len(document) + sum(map(fields_of, document.values()))
+    return sum(map(fields_of, document)) if isinstance(document, list) else 0
+
+
+@given(document=DOCUMENTS, spaced=st.booleans())
+def test_fields_are_counted_without_reading_them(document: object, spaced: bool) -> None:
+    body = json.dumps(document, indent=1 if spaced else None).encode()
+    assert n_fields(body) == fields_of(document)
+
+
+def test_a_body_of_very_many_fields_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = b"{" + b",".join(b'"%d":1' % number for number in range(20_000)) + b"}"
+    ids = json.dumps({"user_id": "u", "exclude": ["a:" * 20] * 1000}).encode()
+    reader = BodyReader(Settings(max_requests=4, max_filter_ids=1000))
+    asked = reader.one(ids, b"")
+    assert not isinstance(asked, Refusal)
+    assert len(asked.request.exclude) == 1000
+
+    def read(_: bytes) -> Any:
+        raise AssertionError("read all the same")
+
+    monkeypatch.setattr(orjson, "loads", read)
+    for refused in (reader.one(many, b""), reader.many(many)):
+        assert isinstance(refused, Refusal)
+        assert refused.code == "invalid_body"

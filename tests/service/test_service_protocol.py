@@ -134,6 +134,23 @@ def test_heads_without_end(connection: socket.socket, start: bytes, filler: byte
     assert error_of(connection) == wanted
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_very_many_headers(connection: socket.socket, pieces: int) -> None:
+    lines = b"".join(b"%d:\r\n" % number for number in range(1010))
+    step = -(-len(lines) // pieces)
+    connection.sendall(b"POST /recommend HTTP/1.1\r\n")
+    for start in range(0, len(lines), step):
+        connection.sendall(lines[start : start + step])
+        time.sleep(PATIENCE_S / 16)
+    assert error_of(connection) == (431, "headers_too_long")
+
+
+def test_many_headers_are_none_too_many(connection: socket.socket) -> None:
+    lines = b"".join(b"a%d: b\r\n" % number for number in range(900))
+    connection.sendall(ASK[:-2] + lines + b"\r\n")
+    assert read_reply(connection)[0] == 200
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -23,12 +23,13 @@ _TURNS = 3
 """Turns of the event loop between two calls where several requests are about, none of which waits: it sends the last
 answers, reads what has come, and the next call answers all of it."""
 _SHORT_S = 2e-3
-"""Seconds that a call may keep the event loop. What is expected to take longer goes to the worker thread.
+"""Seconds that a call may keep the event loop, and that it may take longer than usual now and then. What is expected
+to take longer goes to the worker thread.
 
 Handing a call over and back costs more than a hundred microseconds of waking up and of changing hands on the
 interpreter, which for a catalogue of some ten thousand items is more than the answer itself.
 """
-_ENOUGH = 16
+_ENOUGH = 8
 """Requests of one call: more of them hardly take less each. Where so many are short, more than are short wait for the
 next call, and do not make this one a long one."""
 _MANY = 100
@@ -216,12 +217,16 @@ class Batcher:
         if not requests:
             return
         self._metrics.batch.observe(len(requests))
-        expected = self._plain.seconds(len(requests) - special) + self._special.seconds(special)
-        if expected <= _SHORT_S and not long:
+        if not long and self._is_short(len(requests) - special, special):
             self._finish(self._answer(requests, special), takers)
             return
         call = asyncio.get_running_loop().run_in_executor(self._pool, self._answer, requests, special)
         call.add_done_callback(lambda done: self._finish(done.result(), takers))
+
+    def _is_short(self, plain: int, special: int) -> bool:
+        """Tell whether a call of so many requests of both kinds may stay in the event loop."""
+        surprise = self._plain.surprise + (self._special.surprise if special else 0.0)
+        return self._plain.seconds(plain) + self._special.seconds(special) <= _SHORT_S >= surprise
 
     def _answer(self, requests: Sequence[Request], special: int) -> _Outcome:
         """Call the engine, in whichever thread, and note how long it took."""

@@ -102,7 +102,7 @@ class Timed:
         return [Recommendation(source="popular", items=ScoredItems.of()) for _ in requests]
 
 
-@pytest.mark.parametrize(("fit", "calls"), [(20, [20, 20, 10]), (15, [50])])
+@pytest.mark.parametrize(("fit", "calls"), [(20, [20, 20, 10]), (7, [50])])
 def test_more_than_are_short_wait_for_the_next_call_where_enough_are(
     fit: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +113,29 @@ def test_more_than_are_short_wait_for_the_next_call_where_enough_are(
         engine.calls.clear()
         await asyncio.gather(*[recommend(batcher, Request("a", 1)) for _ in range(50)])
         assert [count for _, count in engine.calls] == calls
-        assert {thread == here for thread, _ in engine.calls} == {fit >= 16}
+        assert {thread == here for thread, _ in engine.calls} == {fit >= 8}
+        batcher.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(("took", "stays"), [(0.9, True), (1.5, False)])
+def test_one_call_that_took_longer_makes_no_long_ones_of_all(
+    took: float, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else had the processor: that says little of the next call, unless it was for long."""
+
+    async def test() -> None:
+        here, engine = threading.get_ident(), Timed(monkeypatch, batching._SHORT_S / 20)
+        batcher = Batcher(engine, name="test", max_batch=64, max_queue=64)
+        await recommend(batcher, Request("a", 1))
+        await recommend(batcher, Request("a", 1))
+        engine.each_s = took * batching._SHORT_S
+        await recommend(batcher, Request("a", 1))
+        engine.each_s = batching._SHORT_S / 20
+        engine.calls.clear()
+        await asyncio.gather(*[recommend(batcher, Request("a", 1)) for _ in range(3)])
+        assert [(thread == here, count) for thread, count in engine.calls] == [(stays, 3)]
         batcher.close()
 
     run(test())

@@ -1,4 +1,4 @@
-"""What calls are expected to take: never much too little, and no more than what few of them say."""
+"""What calls usually take: never much too little, and no more than what few of them say."""
 
 from __future__ import annotations
 
@@ -37,14 +37,25 @@ def test_many_say_nothing_of_few() -> None:
     assert expected.seconds(64) == pytest.approx(640e-6)
 
 
-def test_a_slow_call_is_remembered_for_a_while() -> None:
+def test_a_slow_call_is_remembered_for_a_while_but_is_not_usual() -> None:
     expected = Expected()
     for seconds in (1e-4, 1e-2, 1e-4):
         expected.learn(1, seconds)
-    assert 5e-3 < expected.seconds(1) < 1e-2
+    assert 5e-3 < expected.surprise < 1e-2
+    assert expected.seconds(1) < 1e-3
     for _ in range(40):
         expected.learn(1, 1e-4)
     assert expected.seconds(1) == pytest.approx(1e-4, rel=0.05)
+    assert expected.surprise < 1e-5
+
+
+def test_what_is_slow_again_and_again_becomes_usual() -> None:
+    expected = Expected()
+    expected.learn(1, 1e-4)
+    for _ in range(100):
+        expected.learn(1, 1e-2)
+        assert expected.seconds(1) + expected.surprise > 9e-3
+    assert expected.seconds(1) > 9e-3
 
 
 def test_an_exception_among_large_calls_does_not_stop_them_for_ever() -> None:

@@ -225,8 +225,12 @@ class Batcher:
 
     def _is_short(self, plain: int, special: int) -> bool:
         """Tell whether a call of so many requests of both kinds may stay in the event loop."""
-        surprise = self._plain.surprise + (self._special.surprise if special else 0.0)
-        return self._plain.seconds(plain) + self._special.seconds(special) <= _SHORT_S >= surprise
+        seconds = surprise = 0.0
+        for kind, count in ((self._plain, plain), (self._special, special)):
+            if count:
+                seconds += kind.seconds(count)
+                surprise += kind.surprise
+        return max(seconds, surprise) <= _SHORT_S
 
     def _answer(self, requests: Sequence[Request], special: int) -> _Outcome:
         """Call the engine, in whichever thread, and note how long it took."""

@@ -30,8 +30,8 @@ class Expected:
         self.surprise = 0.0
 
     def seconds(self, count: int) -> float:
-        """Return what a call of so many requests usually takes; infinite where nobody knows."""
-        return count * self._each(_size(count)) if count else 0.0
+        """Return what a call of so many requests, at least one, usually takes; infinite where nobody knows."""
+        return count * self._each(_size(count))
 
     def most(self, seconds: float) -> int:
         """Return how many requests a call can have that usually takes no longer."""

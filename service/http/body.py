@@ -22,8 +22,8 @@ _UNKNOWN_FIELD = Refusal(ErrorCode.INVALID_BODY, "the body has a field that does
 _NO_REQUESTS = Refusal(ErrorCode.INVALID_BODY, "requests must be a list of one or more objects")
 _TEXTS = ("user_id", "model", "category")
 _MEDIA_TYPE = b"application/json"
-_LARGE = 2**15
-"""Bytes of a body from which on its fields are counted before it is read."""
+LARGE = 2**15
+"""Bytes of a body from which on it is read in a thread, and its fields are counted before: others do not wait for it."""
 _MORE_FIELDS = 1000
 """Fields that a large body may have beyond those that belong there, for the first wrong one to be named."""
 
@@ -80,7 +80,7 @@ class BodyReader:
 
     def _object(self, body: bytes) -> dict[str, Any] | Refusal:
         # To read a hundred thousand fields takes tens of milliseconds, in which nothing else runs in this process.
-        if len(body) >= _LARGE and n_fields(body) > self._most_fields:
+        if len(body) >= LARGE and n_fields(body) > self._most_fields:
             return _UNKNOWN_FIELD
         try:
             document = orjson.loads(body)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from service.http.asked import Limits
 from service.http.batching import QueueFullError
-from service.http.body import BodyReader, is_json
+from service.http.body import LARGE, BodyReader, is_json
 from service.http.errors import Refusal
 from service.http.query import parameters
 from service.http.reading import read_body
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_LARGE = 2**15
-"""Bytes of a body from which on it is read in a thread, so that others do not wait for it."""
 _PAGE = {number: frozenset({number, "model"}) for number in ("k", "limit")}
 _ITEMS = frozenset({"item_id", "model"})
 
@@ -108,7 +106,7 @@ class Routes:
         codings = [value for name, value in scope["headers"] if name == b"content-encoding"]
         if len(types) != 1 or not is_json(types[0]) or any(value.lower() != b"identity" for value in codings):
             return Refusal(ErrorCode.UNSUPPORTED_MEDIA_TYPE)
-        if len(body) < _LARGE:
+        if len(body) < LARGE:
             return read()
         try:
             return await self._desk.aside(read)

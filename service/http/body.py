@@ -23,7 +23,7 @@ _NO_REQUESTS = Refusal(ErrorCode.INVALID_BODY, "requests must be a list of one o
 _TEXTS = ("user_id", "model", "category")
 _MEDIA_TYPE = b"application/json"
 LARGE = 2**15
-"""Bytes of a body from which on it is read in a thread, and its fields are counted before: others do not wait for it."""
+"""Bytes of a body from which on it is read in a thread, and its fields are counted first: others do not wait for it."""
 _MORE_FIELDS = 1000
 """Fields that a large body may have beyond those that belong there, for the first wrong one to be named."""
 
